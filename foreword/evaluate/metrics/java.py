@@ -1,0 +1,89 @@
+"""METEOR 1.5 and the Stanford PTB tokenizer: the Java programs inside the `pycocoevalcap` package."""
+
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from foreword.data.extras import load_extra
+from foreword.errors import DataError, MissingExtraError
+
+# What the captioning scorers drop after PTB tokenisation (with the caption's case).
+PUNCTUATION = frozenset("'' ' `` ` -LRB- -RRB- -LCB- -RCB- . ? ! , : - -- ... ;".split(" "))
+
+
+def find_jar(relative: str, purpose: str) -> tuple[str, Path]:
+    """Return the `java` command and the path of a jar of pycocoevalcap.
+
+    Raises:
+        MissingExtraError: no Java, or no pycocoevalcap; `purpose` starts the message.
+    """
+    java = shutil.which("java")
+    if java is None:
+        raise MissingExtraError(f"{purpose} needs Java: install a runtime (version 8 or later) so that `java` is found")
+    folder, _, module = relative.partition("/")
+    package = load_extra(f"pycocoevalcap.{folder}", purpose)
+    jar = Path(next(iter(package.__path__))) / module
+    if not jar.is_file():
+        raise MissingExtraError(f"{purpose} needs {jar.name}, missing in {jar.parent}: reinstall 'foreword[eval]'")
+    return java, jar
+
+
+def run_java(arguments: Sequence[str], lines: Sequence[str], purpose: str) -> list[str]:
+    """Return the lines that a Java program prints when it reads `lines`, all in UTF-8.
+
+    Raises:
+        DataError: the program failed; gives the last line of its complaint.
+    """
+    text = "".join(f"{line}\n" for line in lines)
+    done = subprocess.run(arguments, input=text.encode(), capture_output=True, check=False)
+    if done.returncode != 0:
+        complaint = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise DataError(f"{purpose} failed with exit code {done.returncode}: {complaint[0][:200]}")
+    return done.stdout.decode().split("\n")[:-1]
+
+
+def ptb_tokens(texts: Sequence[str]) -> list[str]:
+    """Return texts as lower-cased PTB tokens joined by spaces, without the 17 punctuation marks the captioning
+    scorers drop.
+
+    Raises:
+        MissingExtraError: no Java or no pycocoevalcap.
+    """
+    purpose = "the PTB tokenizer"
+    java, jar = find_jar("tokenizer/stanford-corenlp-3.4.1.jar", purpose)
+    program = [java, "-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
+    options = ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
+    lines = run_java([*program, *options], [one_line(text) for text in texts], purpose)
+    if len(lines) != len(texts):
+        raise DataError(f"{purpose} gave {len(lines)} lines for {len(texts)} texts; a text holds an odd line break")
+    return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines]
+
+
+def one_line(text: str) -> str:
+    """Return the text with every line break as a space; Java also breaks lines at characters Python prints."""
+    return " ".join(text.splitlines())
+
+
+def meteor_rows(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
+    """Return METEOR 1.5's statistics of each instance against its best reference, [N, 23] (`-l en -norm`)."""
+    lines = [" ||| ".join(["SCORE", *map(_field, texts), _field(out)]) for out, texts in zip(outputs, references, strict=True)]
+    return np.array([[float(number) for number in line.split()] for line in _meteor(lines)])
+
+
+def meteor_scores(sums: np.ndarray) -> np.ndarray:
+    """Return METEOR [R] of summed statistics [R, 23]: one EVAL request, which answers each row and then their sum."""
+    rows = (" ".join(repr(float(number)) for number in row) for row in sums)
+    return np.array([float(line) for line in _meteor([" ||| ".join(["EVAL", *rows])])[: len(sums)]])
+
+
+def _field(text: str) -> str:
+    return one_line(text).replace("|||", "").replace("  ", " ")
+
+
+def _meteor(lines: list[str]) -> list[str]:
+    java, jar = find_jar("meteor/meteor-1.5.jar", "METEOR")
+    arguments = [java, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
+    return run_java(arguments, lines, "METEOR")

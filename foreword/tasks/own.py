@@ -1,0 +1,125 @@
+"""A user's own task: local files and two templates, described in ten lines of YAML."""
+
+import string
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from foreword.config import build, load_yaml
+from foreword.data.files import pick, read_rows, texts
+from foreword.data.records import Record
+from foreword.errors import ConfigError, DataError, nearest
+from foreword.tasks.task import GenerationLimits, Task
+
+
+@dataclass(frozen=True)
+class OwnTask:
+    """What a task file says.
+
+    Attributes:
+        name: the task's name in reports.
+        source, target: templates such as `"{question} context: {passage}"`, over the columns of the files.
+        train, dev, test: JSONL, JSON, CSV, TSV or Parquet files, relative to the YAML file.
+        metrics: names in `foreword.evaluate.metrics.METRICS`.
+        label_words: for a classification, from the file's label values to the words the model is to write.
+        generation: decoding limits.
+    """
+
+    name: str
+    source: str
+    target: str
+    metrics: tuple[str, ...]
+    train: str | None = None
+    dev: str | None = None
+    test: str | None = None
+    label_words: dict[str, str] = field(default_factory=dict)
+    generation: GenerationLimits = field(default_factory=GenerationLimits)
+    licence: str = ""
+    id: str | None = None
+    max_source: int | None = None
+    max_target: int | None = None
+
+
+def task_from_yaml(path: str | Path) -> Task:
+    """Return the task that a YAML file describes; see `OwnTask` for its fields.
+
+    Raises:
+        ConfigError: an unknown or missing field, a bad template, no split.
+    """
+    return own_task(build(OwnTask, load_yaml(path)), Path(path).parent)
+
+
+def own_task(own: OwnTask, folder: str | Path = ".") -> Task:
+    """Return the task of a description; its files are relative to `folder` and read when a split is loaded."""
+    files = {split: getattr(own, split) for split in ("train", "dev", "test") if getattr(own, split)}
+    if not files:
+        raise ConfigError(f"task {own.name!r} names no file; give at least one of train, dev, test")
+    columns(own.source, "source")
+    columns(own.target, "target")
+
+    def load(split: str) -> list[Record]:
+        file = Path(folder) / files[split]
+        return [_record(row, f"{str(file)!r} row {number}", number, own) for number, row in read_rows(file)]
+
+    return Task(
+        name=own.name,
+        loader=load,
+        metrics=own.metrics,
+        generation=own.generation,
+        splits=tuple(files),
+        labels=tuple(own.label_words.values()),
+        template=f"{own.source} -> {own.target}",
+        licence=own.licence,
+        max_source=own.max_source,
+        max_target=own.max_target,
+    )
+
+
+def columns(template: str, where: str) -> list[str]:
+    """Return the column names in a template, in order.
+
+    Raises:
+        ConfigError: the braces do not match, or nothing is filled in.
+    """
+    try:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ConfigError(f"{where} = {template!r}: {error}; write a literal brace twice") from None
+    if not names or not all(names):
+        raise ConfigError(f"{where} = {template!r} fills in no column; write a column's name in braces")
+    return names
+
+
+def fill(template: str, row: dict[str, Any], where: str) -> str:
+    """Return the template with the row's columns in it.
+
+    Raises:
+        DataError: the row lacks a column; names the nearest.
+    """
+    pieces = []
+    for literal, name, _, _ in string.Formatter().parse(template):
+        pieces.append(literal)
+        if name is not None:
+            value = pick(row, name, where)
+            if value is None:
+                raise DataError(f"{where}: field {name!r} is empty; fill or drop the row")
+            pieces.append(str(value))
+    return "".join(pieces)
+
+
+def _record(row: dict[str, Any], where: str, number: int, own: OwnTask) -> Record:
+    names = columns(own.target, "target")
+    if own.target == f"{{{names[0]}}}":  # a bare column may hold a list: several references
+        targets = texts(pick(row, names[0], where), where, names[0])
+    else:
+        targets = texts(fill(own.target, row, where), where, own.target)
+    key = str(number) if own.id is None else str(pick(row, own.id, where))
+    return Record(fill(own.source, row, where), tuple(_word(t, own, where) for t in targets), key)
+
+
+def _word(target: str, own: OwnTask, where: str) -> str:
+    if not own.label_words:
+        return target
+    if target not in own.label_words:
+        raise DataError(f"{where}: label {target!r} has no label word{nearest(target, own.label_words)}")
+    return own.label_words[target]
