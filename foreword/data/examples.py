@@ -27,6 +27,11 @@ class TextFormat:
     separator: Literal["bos", "eos", "none"] = "none"
     lead: bool = False
 
+    @property
+    def tail(self) -> int:
+        """How many tokens end the source after its text: the separator. An infix or suffix goes before them."""
+        return 0 if self.separator == "none" else 1
+
 
 # "paper": `" " + src + " " + BOS + " " + tgt + " " + EOS`, Prefix-Tuning's GPT-2 form (RECIPES 1.3).
 # "plain": a newline between source and target. "seq2seq": encoder source + EOS, decoder target + EOS.

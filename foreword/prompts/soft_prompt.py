@@ -44,6 +44,7 @@ class SoftPrompt(nn.Module):
         geometry: what it was made for.
         meta: recipe, scores and the like, carried by the artefact.
         format: name of the text format it was trained with (data.examples), or None for plain text.
+        fingerprint: of the backbone it belongs to (Backbone.fingerprint), once saved or loaded; None before.
     """
 
     def __init__(self, spec: PromptSpec, geometry: Geometry) -> None:
@@ -57,6 +58,7 @@ class SoftPrompt(nn.Module):
         self.geometry = geometry
         self.meta: dict[str, Any] = {}
         self.format: str | None = None
+        self.fingerprint: dict[str, str] | None = None
         self.sites = _chosen_sites(spec, geometry)
         self.tables = nn.ModuleDict({name: self._table(width) for name, width in self._widths().items()})
         self.dropout = nn.Dropout(spec.dropout)
@@ -85,7 +87,11 @@ class SoftPrompt(nn.Module):
 
         A leading prompt on a decoder becomes a prefix here (`compile_prompt`): its soft tokens run once for the
         whole batch, not once a row.
+
+        Raises:
+            PromptError: the prompt was learned on another backbone, or does not fit this one.
         """
+        self.check_backbone(backbone)
         if self.spec.kind == "prefix":
             return Realised(prefix=self._prefix())
         inline = self.dropout(self.table("embedding"))
@@ -97,13 +103,34 @@ class SoftPrompt(nn.Module):
             return Realised(inline=inline, where=self.spec.placement)
         return Realised(prefix=_compile(self, backbone, inline))
 
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Raise unless the prompt belongs to this backbone: same widths and heads, same config, tokenizer and weights.
+
+        Raises:
+            PromptError: it names what differs.
+        """
+        if self.geometry is not backbone.geometry:
+            mine = {site: self.geometry.sites[site] for site in self.sites}
+            theirs = {site: backbone.geometry.sites.get(site) for site in self.sites}
+            if mine != theirs or self.geometry.embed_width != backbone.geometry.embed_width:
+                raise PromptError(
+                    f"this prompt does not fit backbone {backbone.source!r}: its attention or embedding widths differ; "
+                    "load the backbone that the prompt was learned on"
+                )
+        if self.fingerprint is not None and self.fingerprint != backbone.fingerprint:
+            parts = [part for part, digest in self.fingerprint.items() if backbone.fingerprint.get(part) != digest]
+            raise PromptError(
+                f"this prompt was learned on another backbone than {backbone.source!r} (differs in "
+                f"{', '.join(parts)}); load the backbone that the prompt was learned on"
+            )
+
     def fold(self) -> "SoftPrompt":
         """Return an equal prompt with every MLP folded into a plain table (the form that ships)."""
         folded = SoftPrompt(dataclasses.replace(self.spec, reparam="none"), self.geometry)
         with torch.no_grad():
             for name in self.tables:
                 folded.tables[name].set(self.table(name))
-        folded.meta, folded.format = dict(self.meta), self.format
+        folded.meta, folded.format, folded.fingerprint = dict(self.meta), self.format, self.fingerprint
         return folded.to(next(self.parameters()).device)
 
     def flat_from_states(self, states: States, stack: str) -> Float[Tensor, "P W"]:

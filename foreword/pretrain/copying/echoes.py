@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from foreword.pretrain.corpus import END_OF_DOCUMENT
 
 _SENTENCE = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'“])")
+_SPEAKER = re.compile(r"^(?:Customer|Assistant): ")
 _NAMES = re.compile(r"(?<=[a-z,;:] )[A-Z][\w'’-]+(?: (?:of |the |de |and )?[A-Z][\w'’-]+)*")
 _NUMBERS = re.compile(r"\$?\d[\d,.:]*\d(?: ?(?:am|pm|km|kg|m|%|million|percent))?|\b\d+\b")
 _QUOTES = re.compile(r"[\"“]([^\"”]{3,60})[\"”]")
@@ -16,7 +17,7 @@ _ARROWS = (END_OF_DOCUMENT, END_OF_DOCUMENT, f" {END_OF_DOCUMENT} ", "\n", " => 
 
 def sentences(text: str, least: int = 40, most: int = 320) -> list[str]:
     """Return the sentences of a text that have `least` to `most` characters."""
-    found = (s.strip() for line in text.split("\n") for s in _SENTENCE.split(line))
+    found = (_SPEAKER.sub("", s).strip() for line in text.split("\n") for s in _SENTENCE.split(line))
     return [s for s in found if least <= len(s) <= most]
 
 

@@ -4,18 +4,32 @@ import random
 from collections.abc import Iterator
 
 from foreword.pretrain.copying.echoes import sentences
-from foreword.pretrain.copying.values import Lexicon, ValueMaker
+from foreword.pretrain.copying.values import Lexicon, ValueMaker, split_words
 from foreword.pretrain.corpus import END_OF_DOCUMENT
 
-_GOOD = "wonderful,superb,charming,excellent,moving,clever,delightful,brilliant,great,enjoyable,fresh,funny,warm,rich,strong,lovely"
-_BAD = "dull,awful,tedious,clumsy,poor,boring,terrible,weak,stale,bland,messy,painful,silly,cold,flat,ugly"
-_THINGS = "story,acting,plot,music,picture,service,screen,design,writing,pace,ending,idea,sound,battery,teacher,quality"
+_GOOD = split_words(
+    "wonderful superb charming excellent moving clever delightful brilliant great enjoyable fresh funny warm rich"
+    " strong lovely"
+)
+_BAD = split_words("dull awful tedious clumsy poor boring terrible weak stale bland messy painful silly cold flat ugly")
+_THINGS = split_words(
+    "story acting plot music picture service screen design writing pace ending idea sound battery teacher quality"
+)
 _MILD = ("", "", "really ", "quite ", "very ", "so ", "truly ", "rather ")
 _FRAMES = (
-    "the {t} is {m}{a}", "{m}{a} {t}", "I found the {t} {m}{a}", "what a {a} {t}", "a {a} {t} and {m}{b} {u}",
-    "the {t} was {m}{a} and the {u} {b}", "{name} gives us {m}{a} {t}", "nothing but {a} {t}", "with its {a} {t} , it is {m}{b}",
-    "everyone agreed that the {t} was {a}", "never has a {t} been so {a}", "the {u} of {name} , {m}{a} as ever",
-)  # fmt: skip
+    "the {t} is {m}{a}",
+    "{m}{a} {t}",
+    "I found the {t} {m}{a}",
+    "what a {a} {t}",
+    "a {a} {t} and {m}{b} {u}",
+    "the {t} was {m}{a} and the {u} {b}",
+    "{name} gives us {m}{a} {t}",
+    "nothing but {a} {t}",
+    "with its {a} {t} , it is {m}{b}",
+    "everyone agreed that the {t} was {a}",
+    "never has any {t} been so {a}",
+    "the {u} of {name} , {m}{a} as ever",
+)
 _PAIRS = (
     ("positive", "negative"),
     ("good", "bad"),
@@ -29,13 +43,12 @@ _ASKS = ("sentiment: ", "label: ", "rating: ", "It was ", "opinion = ", "Verdict
 
 def opinion(rng: random.Random, maker: ValueMaker, good: bool) -> str:
     """Return one or two made-up phrases of one opinion; a bad word under `not` counts as good and the reverse."""
-    words = {True: _GOOD.split(","), False: _BAD.split(",")}
-    things = _THINGS.split(",")
+    words = {True: _GOOD, False: _BAD}
 
     def phrase() -> str:
         side, negated = good, rng.random() < 0.12
         a, b = (rng.choice(words[side != negated]) for _ in range(2))
-        t, u = rng.sample(things, 2)
+        t, u = rng.sample(_THINGS, 2)
         if negated:
             return f"the {t} is not {a}" if rng.random() < 0.5 else f"hardly a {a} {t}"
         return rng.choice(_FRAMES).format(a=a, b=b, t=t, u=u, m=rng.choice(_MILD), name=maker.name())

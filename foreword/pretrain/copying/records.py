@@ -178,7 +178,7 @@ def _extract(rng: random.Random, records: list[Record]) -> str:
 
 
 def _ask(rng: random.Random, records: list[Record]) -> str:
-    """Return a record or its text, then questions with their answers; yes/no questions ask about true and false values."""
+    """Return records or their text, then questions with answers; yes/no questions ask about true and false values."""
     written, narrator = _writer(rng, records), Narrator(rng)
     record = rng.choice(records)
     context = "\n".join(written(r) if rng.random() < 0.5 else narrator.state(r) for r in records)

@@ -6,12 +6,18 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-_ONSETS = ["b", "br", "c", "ch", "cl", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu", "r", "s", "sh", "st", "t", "th", "tr", "v", "w", "y", "z"]
-_VOWELS = ["a", "a", "e", "e", "i", "o", "u", "ai", "ea", "ie", "oo", "ou"]
-_CODAS = ["", "b", "ck", "d", "l", "ll", "m", "n", "nd", "ng", "nt", "r", "rd", "rt", "s", "sk", "st", "t", "th", "x"]
-_MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
-_DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-_ORG_ENDS = ["Group", "Institute", "Company", "Society", "Works", "Press", "Union", "Partners", "Foundation", "Brothers", "Trust", "Ltd"]
+
+def split_words(text: str) -> tuple[str, ...]:
+    """Return the words of a text: a word list that stays readable in the source."""
+    return tuple(text.split())
+
+
+_ONSETS = split_words("b br c ch cl d dr f fl g gr h j k kl l m n p pr qu r s sh st t th tr v w y z")
+_VOWELS = split_words("a a e e i o u ai ea ie oo ou")
+_CODAS = ("", *split_words("b ck d l ll m n nd ng nt r rd rt s sk st t th x"))
+_MONTHS = split_words("January February March April May June July August September October November December")
+_DAYS = split_words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
+_ORG_ENDS = split_words("Group Institute Company Society Works Press Union Partners Foundation Brothers Trust Ltd")
 _CURRENCY = ("${}", "£{}", "{} euros", "{} dollars", "€{}", "{} crowns")
 _WORD = re.compile(r"[A-Za-z]+")
 

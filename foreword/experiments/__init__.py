@@ -1,0 +1,1 @@
+"""Reports and grids: what was run, drawn and tabulated on one page."""
