@@ -37,6 +37,11 @@ class SiteShape:
     window: int | None = None
 
     @property
+    def widths(self) -> tuple[int, int, int]:
+        """Key/value heads, key width and value width: what decides whether a prefix fits."""
+        return self.kv_heads, self.key_width, self.value_width
+
+    @property
     def width(self) -> int:
         """Numbers that one virtual token stores here: K * (D_key + D_value)."""
         return self.kv_heads * (self.key_width + self.value_width)

@@ -108,15 +108,51 @@ DECODERS: dict[str, Callable[[], tf.PreTrainedModel]] = {
     "gpt2": gpt2, "llama": llama, "mistral": mistral, "qwen3": qwen3, "gemma3": gemma3, "opt": opt,
     "pythia": pythia, "phi3": phi3,
 }
-ENCODER_DECODERS: dict[str, Callable[[], tf.PreTrainedModel]] = {"t5": t5, "bart": bart}
+ENCODER_DECODERS: dict[str, Callable[[], tf.PreTrainedModel]] = {
+    "t5": t5,
+    "t5_square": lambda: t5(d_kv=16),  # d_kv * H = d_model, as in T5 v1.0
+    "bart": bart,
+}
 FAMILIES = {**DECODERS, **ENCODER_DECODERS}
+"""The ten families of the laws (T5 in two shapes): prefixes can enter all of them."""
+
+
+def bloom() -> tf.PreTrainedModel:
+    return tf.BloomForCausalLM(tf.BloomConfig(hidden_size=64, n_layer=2, n_head=4, vocab_size=VOCAB))
+
+
+def gpt_neo() -> tf.PreTrainedModel:
+    return tf.GPTNeoForCausalLM(
+        tf.GPTNeoConfig(
+            hidden_size=64, num_layers=2, num_heads=4, vocab_size=VOCAB, attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=128, window_size=16, bos_token_id=1, eos_token_id=2,
+        )
+    )
+
+
+def mamba() -> tf.PreTrainedModel:
+    return tf.MambaForCausalLM(tf.MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=VOCAB, state_size=4))
+
+
+OUTSIDERS: dict[str, Callable[[], tf.PreTrainedModel]] = {"bloom": bloom, "gpt_neo": gpt_neo, "mamba": mamba}
+"""Models whose attention bypasses Transformers' interface: no prefix there, but input embeddings work."""
 
 
 def make(name: str, seed: int = 0) -> Backbone:
-    """Return a frozen random backbone; weights are scaled up so that greedy choices have clear margins."""
+    """Return a frozen random backbone; weights are scaled so that greedy choices have clear margins.
+
+    T5 does not divide its scores by sqrt(D), so a large scale would only amplify rounding; BART's post-norm residual
+    stream would repeat the start token (EOS) for ever at a small one.
+    """
     torch.manual_seed(seed)
-    model = FAMILIES[name]()
-    for parameter in model.parameters():
+    model = {**FAMILIES, **OUTSIDERS}[name]()
+    for path, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            parameter.data.mul_(3.0)
+            parameter.data.mul_(_scale(name, path))
     return wrap_backbone(model, tokenizer(), source=f"tests/{name}")
+
+
+def _scale(name: str, path: str) -> float:
+    if name.startswith("t5"):
+        return 1.5
+    return 8.0 if name == "bart" and "layers" in path else 3.0

@@ -3,6 +3,7 @@
 Every epoch's plan is a function of (seed, epoch) alone, so a position in it is all the state there is.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -112,8 +113,8 @@ class BatchSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that a resumed run needs: seed, epoch, position, and the configuration to compare with."""
-        rows = len(self.sources)
-        return {"seed": self.seed, "epoch": self.epoch, "position": self.position, "rows": rows, **asdict(self.config)}
+        place = {"seed": self.seed, "epoch": self.epoch, "position": self.position}
+        return {**place, "data": self._data_digest(), **asdict(self.config)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position.
@@ -127,6 +128,11 @@ class BatchSampler:
                 was, now = state.get(name), mine[name]
                 raise TrainingError(f"batch setting {name} was {was!r} in the saved run and is {now!r}; cannot resume")
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
+
+    def _data_digest(self) -> str:
+        """Return a digest of the rows' number and lengths, so that a resume with other data is noticed."""
+        lens = np.array([self.source_lens, self.target_lens], dtype=np.int64)
+        return hashlib.sha256(lens.tobytes()).hexdigest()[:16]
 
     def _lengths(self) -> np.ndarray:
         return np.asarray(self.source_lens) + np.asarray(self.target_lens)

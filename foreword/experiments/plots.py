@@ -20,7 +20,6 @@ DASHES = ("", "6 3", "2 3")
 # More points than this per series are thinned: a line 700 pixels wide cannot show them.
 MAX_POINTS = 400
 MARKED_POINTS = 40
-_TEXT = 12
 _DIGIT_WIDTH = 7
 
 
@@ -56,11 +55,11 @@ Curve = Plot
 
 
 def smoothed(points: Sequence[Point], window: int = 20) -> list[Point]:
-    """Return the running mean of `points` over the last `window` of them (fewer at the start); x is kept."""
-    means, total = [], 0.0
-    for place, (x, y) in enumerate(points):
-        total += y - (points[place - window][1] if place >= window else 0.0)
-        means.append((x, total / min(place + 1, window)))
+    """Return the running mean of `points` over the last `window` of them, NaN left out; x is kept."""
+    means = []
+    for place, (x, _) in enumerate(points):
+        recent = [y for _, y in points[max(0, place + 1 - window) : place + 1] if math.isfinite(y)]
+        means.append((x, sum(recent) / len(recent) if recent else math.nan))
     return means
 
 
@@ -137,10 +136,12 @@ def line_plot(plot: Plot, width: int = 720, height: int = 340) -> Markup:
     if box is None:
         return Markup('<p class="empty">No finite value to draw.</p>')
     names = list(plot.series)
+    # Faint lines lie under the others, whatever their place in the legend.
+    order = sorted(names, key=lambda name: name not in plot.faint)
     parts = [
         _grid(box, plot),
         *(_band(box, names.index(name), points) for name, points in plot.bands.items()),
-        *(_line(box, number, name, plot) for number, name in enumerate(names)),
+        *(_line(box, names.index(name), name, plot) for name in order),
     ]
     label = escape(f"{plot.y_label} over {plot.x_label}: {', '.join(names)}")
     return Markup(
@@ -171,9 +172,11 @@ class _Frame:
             return None
         x_range = _padded([x for x, _ in points], plot.log_x, 0.0)
         y_range = _padded([y for _, y in points], plot.log_y, 0.06)
-        labels = [tick_label(tick) for tick in Scale(*y_range, 0, 1, plot.log_y).ticks(5)]
+        labels = [tick_label(tick) for tick in Scale(*y_range, 0, 1, plot.log_y).ticks(6)]
         left = 14 + _DIGIT_WIDTH * max(map(len, labels), default=1)
-        x_scale = Scale(*x_range, left, width - 16, plot.log_x)
+        # The last label is centred on the end of the axis and needs half its width beyond it.
+        right = width - max(12, _DIGIT_WIDTH * len(tick_label(round(x_range[1]))) // 2 + 2)
+        x_scale = Scale(*x_range, left, right, plot.log_x)
         return cls(x_scale, Scale(*y_range, height - 46, 28, plot.log_y), width, height)
 
 
@@ -207,7 +210,7 @@ def _rule(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:
 def _grid(box: _Frame, plot: Plot) -> str:
     left, right, bottom, top = box.x.first_pixel, box.x.last_pixel, box.y.first_pixel, box.y.last_pixel
     parts = []
-    for tick in box.y.ticks(5):
+    for tick in box.y.ticks(6):
         parts.append(_rule(left, box.y(tick), right, box.y(tick), "grid"))
         parts.append(_text(left - 8, box.y(tick) + 4, tick_label(tick), "end"))
     for tick in box.x.ticks(max(3, box.width // 110)):
@@ -215,7 +218,7 @@ def _grid(box: _Frame, plot: Plot) -> str:
         parts.append(_text(box.x(tick), bottom + 18, tick_label(tick), "middle"))
     parts.append(_rule(left, bottom, right, bottom, "axis"))
     # Axis names stand where they are read first: y above its axis, not turned on its side.
-    parts.append(_text(4, top - 14, plot.y_label, "start", "label"))
+    parts.append(_text(0, top - 14, plot.y_label, "start", "label"))
     parts.append(_text((left + right) / 2, box.height - 6, plot.x_label, "middle", "label"))
     return "".join(parts)
 

@@ -196,6 +196,7 @@ def render(report: Report) -> str:
     )
     sections = [section if isinstance(section, Section) else Section("", [section]) for section in report.sections]
     views = [_section_view(number, section) for number, section in enumerate(sections, start=1)]
+    environment.filters["inline"] = _inline
     titled = [view for view in views if view["title"]]
     page = environment.get_template("report.html.j2").render(
         report=report, sections=views, contents=titled if len(titled) >= CONTENTS_FROM else []
@@ -254,7 +255,7 @@ def _fact(value: object) -> str:
         return ", ".join(f"{name} {_fact(inner)}" for name, inner in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(_fact, value))
-    return f"{value:,.4g}" if isinstance(value, float) else str(value)
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
 
 
 def _table_view(table: Table) -> dict[str, Any]:
@@ -298,7 +299,7 @@ def _shown(cell: Cell, digits: int) -> str:
     value = _value(cell)
     if value is None:
         return str(cell)
-    text = f"{value:,}" if isinstance(value, int) else f"{value:,.{digits}f}"
+    text = f"{value:,}" if isinstance(cell, int) else f"{value:,.{digits}f}"
     return text.replace("-", "\u2212")
 
 

@@ -128,7 +128,7 @@ def make_injection(
         rows: each row's prompt.
         device: where the model lives.
         layout: of a packed batch.
-        inline_start: key index of each row's first soft token, -1 for none; needed where a row has an infix.
+        inline_start: text position of each row's first soft token, -1 for none; needed where a row has an infix.
     """
     distinct = {id(r.prefix): r.prefix for r in rows if r is not None and r.prefix is not None}
     if not distinct and layout is None:

@@ -171,7 +171,7 @@ class Injection:
         bank: the distinct prefixes (and infix offsets) of the batch.
         slots: [B] index into the bank, -1 for a row without a prompt.
         layout: for packed batches, where each group's tokens lie; None for padded ones.
-        infix_start: [B] key index of the first infix token, -1 for none; None where no row has an infix.
+        infix_start: [B] text position of the first infix token, -1 for none; None where no row has an infix.
         positions: [B, T] absolute positions of this forward's queries (filled by the hook).
     """
 
@@ -253,28 +253,40 @@ class Injection:
         """Show queries after the infix its keys and values with the offset added, instead of the plain ones.
 
         Queries inside the infix see the plain ones, as in the original code, where the offset is added to what the
-        frozen model computed (RECIPES 1.7).
+        frozen model computed (RECIPES 1.7). What a sliding window hides stays hidden.
         """
         offset_key, offset_value = self.bank.infix_rows(call.site, slots, call.key.dtype)
         lengths = torch.where(start >= 0, self.bank.infix_lengths[slots.clamp(min=0)], 0)
+        query_at = self._query_index(call)
+        first = start + self._first_key(query_at)
         index = torch.arange(offset_key.shape[2], device=start.device)
-        inside = index < lengths[:, None]
-        where = (start.clamp(min=0)[:, None] + index).clamp(max=call.key.shape[2] - 1)
+        at = first[:, None] + index
+        held = (index < lengths[:, None]) & (at >= 0)  # a sliding cache has dropped what lies before its first key
+        where = at.clamp(min=0, max=call.key.shape[2] - 1)
         gather = where[:, None, :, None].expand(-1, call.key.shape[1], -1, call.key.shape[3])
         key = call.key.gather(2, gather) + offset_key
-        value = call.value.gather(2, gather) + offset_value
-        query_at = self._query_index(call)
-        after = query_at >= (start + lengths)[:, None]
-        visible = (inside[:, None] & (after & (start >= 0)[:, None])[:, :, None])[:, None]
-        at = torch.arange(call.key.shape[2], device=start.device)
-        plain = (at >= start[:, None]) & (at < (start + lengths)[:, None])
+        value = call.value.gather(2, gather[..., :1].expand(-1, -1, -1, call.value.shape[3])) + offset_value
+        after = query_at >= (first + lengths)[:, None]
+        seen = _is_visible(call.mask).expand(len(start), -1, call.query.shape[2], -1)
+        seen = seen.gather(3, where[:, None, None].expand(-1, 1, call.query.shape[2], -1))
+        visible = seen & (held[:, None] & after[:, :, None])[:, None]
+        keys = torch.arange(call.key.shape[2], device=start.device)
+        plain = (keys >= first[:, None]) & (keys < (first + lengths)[:, None])
         hide = (plain[:, None] & after[:, :, None])[:, None]
         mask = call.mask & ~hide if call.mask.dtype == torch.bool else call.mask.masked_fill(hide, _lowest(call.mask))
         return _prepend(dataclasses.replace(call, mask=mask), key, value, visible)
 
+    def _first_key(self, query_at: Tensor) -> Tensor:
+        """[B] key index of each row's text position 0: its left padding, less what a sliding cache has dropped."""
+        if self.layout is not None:
+            return torch.zeros_like(query_at[:, 0])
+        rows = query_at.shape[0]
+        positions = self.positions.expand(rows, -1) - self._per_row(self.prompt_len, rows)[:, None]
+        return (query_at - positions).amax(-1)  # padding sees earlier keys or none, so real tokens give the maximum
+
     def _query_index(self, call: AttentionCall) -> Tensor:
         """[B, T] key index at which each query stands: its last visible key (attention is causal here)."""
-        visible = call.mask[:, 0] if call.mask.dtype == torch.bool else call.mask[:, 0] == 0
+        visible = _is_visible(call.mask)[:, 0]
         index = torch.arange(visible.shape[-1], device=visible.device)
         at = torch.where(visible, index, -1).amax(-1)
         return at.expand(call.query.shape[0], -1)
@@ -334,6 +346,11 @@ def _prepend(call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor) -
         bias=bias,
         options={**call.options, "is_causal": False},
     )
+
+
+def _is_visible(mask: Tensor) -> Tensor:
+    """Return a bool or additive mask as bool."""
+    return mask if mask.dtype == torch.bool else mask == 0
 
 
 def _lowest(mask: Tensor) -> float:

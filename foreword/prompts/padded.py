@@ -73,7 +73,7 @@ def pad(
         padded[number, gap : gap + len(ids)] = torch.tensor(ids, dtype=torch.long)
         mask[number, gap : gap + len(ids)] = 1
     padded, mask = padded.to(backbone.device), mask.to(backbone.device)
-    starts = [start + gap if start >= 0 else -1 for (_, start), gap in zip(placed, gaps, strict=True)]
+    starts = [start for _, start in placed]
     text = mask.bool() & (padded >= 0)
     inputs = {"attention_mask": mask, **_tokens_or_embeds(backbone, padded, realised)}
     return PaddedBatch(inputs, make_injection(realised, backbone.device, inline_start=starts), text)

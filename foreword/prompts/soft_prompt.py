@@ -109,20 +109,24 @@ class SoftPrompt(nn.Module):
         Raises:
             PromptError: it names what differs.
         """
-        if self.geometry is not backbone.geometry:
-            mine = {site: self.geometry.sites[site] for site in self.sites}
-            theirs = {site: backbone.geometry.sites.get(site) for site in self.sites}
-            if mine != theirs or self.geometry.embed_width != backbone.geometry.embed_width:
-                raise PromptError(
-                    f"this prompt does not fit backbone {backbone.source!r}: its attention or embedding widths differ; "
-                    "load the backbone that the prompt was learned on"
-                )
+        if self.geometry is not backbone.geometry and not self._fits(backbone.geometry):
+            raise PromptError(
+                f"this prompt does not fit backbone {backbone.source!r}: its attention or embedding widths differ; "
+                "load the backbone that the prompt was learned on"
+            )
         if self.fingerprint is not None and self.fingerprint != backbone.fingerprint:
             parts = [part for part, digest in self.fingerprint.items() if backbone.fingerprint.get(part) != digest]
             raise PromptError(
                 f"this prompt was learned on another backbone than {backbone.source!r} (differs in "
                 f"{', '.join(parts)}); load the backbone that the prompt was learned on"
             )
+
+    def _fits(self, geometry: Geometry) -> bool:
+        """Whether every site that the prompt uses has the same widths; PEFT's files tell no more than those."""
+        mine = [(site, self.geometry.sites[site].widths) for site in self.sites]
+        theirs = [(site, geometry.sites[site].widths) for site in self.sites if site in geometry.sites]
+        same_embeddings = "embedding" not in self.tables or self.geometry.embed_width == geometry.embed_width
+        return mine == theirs and same_embeddings
 
     def fold(self) -> "SoftPrompt":
         """Return an equal prompt with every MLP folded into a plain table (the form that ships)."""

@@ -98,6 +98,11 @@ class PromptSpec:
             raise ConfigError(
                 f"prompt.placement = {self.placement!r} is for kind 'prompt', not {self.kind!r}; remove it"
             )
+        if self.window == "always" and not self.is_leading:
+            raise ConfigError(
+                f"prompt.window = 'always' is for prompts that lead the text; a {self.kind} inside it is hidden by a "
+                "sliding window as the text is; use 'model'"
+            )
         if self.stacks is not None and not self.stacks:
             raise ConfigError("prompt.stacks is empty; name at least one of decoder, encoder, cross, or leave it out")
 

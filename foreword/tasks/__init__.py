@@ -4,10 +4,13 @@ from pathlib import Path
 
 from foreword.errors import DataError, nearest
 from foreword.tasks.classification import cb, mrpc, rte, sst2
+from foreword.tasks.headlines import headlines_task
 from foreword.tasks.own import OwnTask, own_task, task_from_yaml
+from foreword.tasks.sentiment import sentiment_task
 from foreword.tasks.summarise import aeslc, dialogsum
 from foreword.tasks.table_to_text import dart, e2e, rnnlg, webnlg
 from foreword.tasks.task import GenerationLimits, Task
+from foreword.tasks.venues import venues_task
 
 __all__ = ["TASKS", "GenerationLimits", "OwnTask", "Task", "get_task", "own_task", "task_from_yaml"]
 
@@ -23,6 +26,9 @@ TASKS: dict[str, Task] = {
     "cb": cb(),
     "aeslc": aeslc(),
     "dialogsum": dialogsum(),
+    "venues": venues_task(),
+    "sentiment": sentiment_task(),
+    "headlines": headlines_task(),
 }
 
 

@@ -4,8 +4,6 @@ from foreword.data.files import data_file, filled, pick, read_rows
 from foreword.data.records import Record
 from foreword.tasks.task import GenerationLimits, Task
 
-ROUGE = ("rouge_1", "rouge_2", "rouge_l")
-
 
 def load_aeslc(split: str) -> list[Record]:
     """Return AESLC records; the first target is the mail's own subject, further ones the annotators' (dev, test)."""
@@ -37,7 +35,7 @@ def aeslc() -> Task:
     return Task(
         name="aeslc",
         loader=load_aeslc,
-        metrics=ROUGE,
+        metrics=("rouge",),
         generation=GenerationLimits(max_new_tokens=32, num_beams=5),
         template="the mail's body -> its subject line",
         licence="CC BY-NC-SA 4.0 (AESLC, from the Enron mails)",
@@ -51,7 +49,7 @@ def dialogsum() -> Task:
     return Task(
         name="dialogsum",
         loader=load_dialogsum,
-        metrics=ROUGE,
+        metrics=("rouge",),
         generation=GenerationLimits(max_new_tokens=100, num_beams=5),
         template="the dialogue, a turn a line -> its summary",
         licence="CC BY-NC-SA 4.0 (DialogSum)",

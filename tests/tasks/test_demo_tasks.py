@@ -8,6 +8,7 @@ import pytest
 
 from foreword.data.records import digest
 from foreword.errors import DataError
+from foreword.evaluate.metrics import check_metrics
 from foreword.tasks import headlines, sentiment, venues
 from foreword.tasks.headlines import headlines_task
 from foreword.tasks.lexicon import split_of, with_article
@@ -49,6 +50,11 @@ def test_sizes_ids_and_a_bad_size(name, corpora):
     assert len({record.id for records in corpora[name].values() for record in records}) == 2400
     with pytest.raises(DataError, match="rows = 0"):
         MAKERS[name](rows=0)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_their_metrics_exist(name):
+    check_metrics(MAKERS[name]().metrics)
 
 
 @pytest.mark.parametrize("name", MAKERS)

@@ -1,0 +1,1 @@
+"""What soft prompts are compared with."""

@@ -1,0 +1,106 @@
+"""A batch of rows under an objective, and its loss: one code path for decoders and encoder-decoders."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from foreword.pretrain.objectives import (
+    prefix_lm_split,
+    random_spans_noise_mask,
+    shift_right,
+    span_corruption,
+    span_corruption_lengths,
+)
+
+Objective = Literal["causal", "span_corruption", "prefix_lm"]
+IGNORED = -100
+_LOSS_CHUNK = 1024  # positions whose [chunk, V] logits exist at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids, int64. A decoder has no `decoder_inputs`."""
+
+    inputs: Tensor  # [B, T] of the decoder, or of the encoder
+    targets: Tensor  # [B, T] of the decoder; -100 where there is nothing to learn
+    decoder_inputs: Tensor | None = None  # [B, T]
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on a device."""
+        decoder_inputs = None if self.decoder_inputs is None else self.decoder_inputs.to(device)
+        return Batch(self.inputs.to(device), self.targets.to(device), decoder_inputs)
+
+
+def row_context(objective: Objective, context: int) -> int:
+    """Return how many raw tokens a row needs so that the model's inputs have `context` tokens."""
+    return span_corruption_lengths(context)[0] if objective == "span_corruption" else context
+
+
+def make_batch(
+    objective: Objective, rows: np.ndarray, rng: np.random.Generator, vocabulary: int, split_multiple: int = 1
+) -> Batch:
+    """Return the batch of an objective.
+
+    Args:
+        objective: `causal` takes a row's token t as input and t+1 as target; `span_corruption` and `prefix_lm` use
+            the row without the extra token.
+        rows: int64 `[B, context + 1]` of `Mixture.rows`; 0 is padding, which only ends a stream.
+        rng: draws spans and splits.
+        vocabulary: V; V - 1 is the first sentinel.
+        split_multiple: prefix-LM splits are multiples of this. All rows of a batch share one split, so that nothing
+            is padded; over the steps it is as uniform as a split for each row.
+    """
+    if objective == "causal":
+        return Batch(torch.from_numpy(rows[:, :-1]), _targets(rows[:, 1:]))
+    rows = rows[:, :-1]
+    if objective == "prefix_lm":
+        split = prefix_lm_split(rng, rows.shape[1], split_multiple)
+        inputs, targets = rows[:, :split], rows[:, split:]
+    else:
+        masks = [random_spans_noise_mask(rng, rows.shape[1]) for _ in rows]
+        pairs = [span_corruption(row, mask, vocabulary - 1, end=1) for row, mask in zip(rows, masks, strict=True)]
+        inputs, targets = (np.stack(side) for side in zip(*pairs, strict=True))
+    return Batch(torch.from_numpy(inputs), _targets(targets), torch.from_numpy(shift_right(targets, start=0)))
+
+
+def _targets(tokens: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.where(tokens == 0, IGNORED, tokens))
+
+
+def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Return `[B, T, E]`, the decoder's last states, scaled as the output matrix expects them."""
+    if batch.decoder_inputs is None:
+        return model.model(input_ids=batch.inputs, use_cache=False).last_hidden_state
+    encoded = model.encoder(input_ids=batch.inputs).last_hidden_state
+    states = model.decoder(
+        input_ids=batch.decoder_inputs, encoder_hidden_states=encoded, use_cache=False
+    ).last_hidden_state
+    # Transformers 4 scales when the embeddings are tied; 5 has a field for it.
+    return states * model.model_dim**-0.5 if getattr(model.config, "scale_decoder_outputs", True) else states
+
+
+def chunk_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Return `[N]` float32 nats, 0 where ignored, of states `[N, E]` under an output matrix `[V, E]`."""
+    logits = functional.linear(states, weight).float()
+    return functional.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+
+
+class Loss:
+    """The loss of a batch, its body and its output layer compiled apart if asked for."""
+
+    def __init__(self, compiled: bool) -> None:
+        self.hidden: Callable[..., Tensor] = torch.compile(hidden_states, dynamic=False) if compiled else hidden_states
+        self.chunk: Callable[..., Tensor] = torch.compile(chunk_losses) if compiled else chunk_losses
+
+    def per_target(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """Return `[B * T]` float32 nats a target, 0 where ignored."""
+        states = self.hidden(model, batch).flatten(0, 1)
+        targets = batch.targets.flatten()
+        pairs = zip(states.split(_LOSS_CHUNK), targets.split(_LOSS_CHUNK), strict=True)
+        return torch.cat([self.chunk(s, model.get_output_embeddings().weight, t) for s, t in pairs])

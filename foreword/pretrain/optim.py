@@ -1,0 +1,86 @@
+"""Muon for hidden matrices, AdamW for the rest, and the warm-up, stable, decay schedule of both."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.optim import Optimizer
+from transformers import PreTrainedModel
+
+from foreword.pretrain.models import is_embedding
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Rates are at the top of the schedule. They serve all sizes (see models.py on width scaling)."""
+
+    kind: Literal["muon", "adamw"] = "muon"
+    matrix_lr: float = 0.02  # of Muon; of AdamW it is multiplied by 64 / fan-in, muP's rule
+    embedding_lr: float = 0.004
+    weight_decay: float = 0.01  # of matrices, times their rate
+    warmup_steps: int = 100
+    schedule: Literal["wsd", "cosine"] = "wsd"
+    decay_share: float = 0.3  # of the steps, at the end; linear to zero
+    grad_clip: float = 1.0
+
+
+def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[Optimizer]:
+    """Return the optimisers; every parameter is in exactly one of them."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if p.dim() == 2 and not is_embedding(name)]
+    chosen = {id(p) for p in matrices}
+    others = [p for _, p in named if id(p) not in chosen]
+    fused = others[0].device.type == "cuda"
+    rest = {"params": others, "lr": config.embedding_lr, "weight_decay": 0.0}
+    if config.kind == "muon":
+        muon = torch.optim.Muon(
+            matrices,
+            lr=config.matrix_lr,
+            weight_decay=config.weight_decay,
+            momentum=0.95,
+            adjust_lr_fn="original",  # × sqrt(max(1, fan-out / fan-in)): the spectral condition
+        )
+        adam = torch.optim.AdamW([rest], betas=(0.9, 0.95), fused=fused)
+        optimizers: list[Optimizer] = [muon, adam]
+    else:
+        groups = [
+            {"params": [p], "lr": config.matrix_lr * 64 / p.shape[1], "weight_decay": config.weight_decay}
+            for p in matrices
+        ]
+        optimizers = [torch.optim.AdamW([rest, *groups], betas=(0.9, 0.95), fused=fused)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["top_lr"] = group["lr"]
+    return optimizers
+
+
+def lr_factor(config: OptimConfig, step: int, steps: int, decay_start: int | None = None) -> float:
+    """Return the rate at `step` (from 0) as a share of the top rate.
+
+    Args:
+        config: `wsd` is flat between warm-up and decay, `cosine` falls from the end of the warm-up to a tenth.
+        step: the step about to be made.
+        steps: the run's length.
+        decay_start: where a deadline made the decay begin, if it did.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(steps - config.warmup_steps, 1)
+        return 0.1 + 0.45 * (1 + math.cos(math.pi * min(done, 1.0)))
+    length = decay_steps(config, steps)
+    start = steps - length if decay_start is None else decay_start
+    return 1.0 if step < start else max((start + length - step) / max(length, 1), 0.0)
+
+
+def decay_steps(config: OptimConfig, steps: int) -> int:
+    """Return the length of the WSD decay in steps."""
+    return round(config.decay_share * steps)
+
+
+def set_lr(optimizers: list[Optimizer], factor: float) -> None:
+    """Give every parameter group its top rate times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["top_lr"] * factor

@@ -1,0 +1,100 @@
+"""Where curves go besides metrics.jsonl: TensorBoard files, Weights & Biases, MLflow. Imported when first used."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from foreword.config import to_dict
+from foreword.errors import MissingExtraError
+from foreword.train.run_config import Recipe
+
+
+class Sink(Protocol):
+    """Takes scalars of steps."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the scalars of one step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is still held."""
+        ...
+
+
+class TensorBoard:
+    """Event files under `<run_dir>/tensorboard`; rows after the step a run goes on from are purged."""
+
+    def __init__(self, run_dir: Path, recipe: Recipe, step: int) -> None:
+        module = _import("torch.utils.tensorboard", "tensorboard")
+        self.writer = module.SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the scalars of one step."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is still held."""
+        self.writer.close()
+
+
+class WandB:
+    """A Weights & Biases run named after the run directory; its own settings come from its environment variables."""
+
+    def __init__(self, run_dir: Path, recipe: Recipe, step: int) -> None:
+        module = _import("wandb", "wandb")
+        settings: dict[str, Any] = {"id": run_dir.name, "resume": "allow"} if step else {}
+        self.run = module.init(
+            project="foreword", name=run_dir.name, dir=str(run_dir), config=to_dict(recipe), **settings
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the scalars of one step."""
+        self.run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        """Write what is still held."""
+        self.run.finish()
+
+
+class MLflow:
+    """An MLflow run named after the run directory, on the tracking server its environment variables name."""
+
+    def __init__(self, run_dir: Path, recipe: Recipe, step: int) -> None:
+        self.module = _import("mlflow", "mlflow")
+        self.run = self.module.start_run(run_name=run_dir.name, nested=True)
+        self.module.log_dict(to_dict(recipe), "config.json", run_id=self.run.info.run_id)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Take the scalars of one step."""
+        self.module.log_metrics(dict(values), step=step, run_id=self.run.info.run_id)
+
+    def close(self) -> None:
+        """Write what is still held."""
+        self.module.end_run()
+
+
+SINKS: dict[str, Callable[[Path, Recipe, int], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow}
+
+
+def open_sinks(run_dir: Path, recipe: Recipe, step: int = 0) -> list[Sink]:
+    """Return the trackers that the recipe names.
+
+    Args:
+        run_dir: the run directory.
+        recipe: what is trained; `recipe.track` names the trackers.
+        step: the step that the run goes on from.
+
+    Raises:
+        MissingExtraError: a tracker's library is not installed.
+    """
+    return [SINKS[name](run_dir, recipe, step) for name in recipe.track]
+
+
+def _import(module: str, library: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise MissingExtraError(f"track = {library!r} needs {library}: pip install 'foreword[track]'") from None

@@ -1,0 +1,40 @@
+import pytest
+
+from foreword.data.records import Record
+from foreword.errors import DataError
+from foreword.evaluate.metrics import check_metrics
+from foreword.tasks import TASKS, Task, get_task
+
+
+def test_names_are_nearest_or_listed():
+    assert get_task("e2e") is TASKS["e2e"]
+    with pytest.raises(DataError, match="did you mean 'webnlg'"):
+        get_task("webnlq")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_says_what_it_is(name):
+    task = TASKS[name]
+    assert task.name == name
+    assert task.licence and task.template
+    check_metrics(task.metrics)
+
+
+@pytest.mark.parametrize("name", [n for n in TASKS if n not in ("venues", "sentiment", "headlines")])
+def test_missing_data_is_one_line_that_names_foreword_data(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("FOREWORD_DATA", str(tmp_path))
+    for split in TASKS[name].splits:
+        with pytest.raises(DataError, match="FOREWORD_DATA") as error:
+            TASKS[name].load(split)
+        assert "\n" not in str(error.value)
+
+
+def test_splits_limits_and_targets_are_checked():
+    task = Task("t", lambda split: [Record(split, ("x",)), Record("b", ("",))], ("bleu",), splits=("train",))
+    assert task.load("train", limit=1) == [Record("train", ("x",))]
+    with pytest.raises(DataError, match=r"no split 'tran'; did you mean 'train'\?"):
+        task.load("tran")
+    with pytest.raises(DataError, match="limit = 0"):
+        task.load("train", limit=0)
+    with pytest.raises(DataError, match="task 't', split 'train': record 2"):
+        task.load("train")
