@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -21,7 +22,7 @@ from transformers.utils import logging as hf_logging
 
 from foreword.errors import BackboneError, PromptError, nearest
 from foreword.prompts.bank import Site, States
-from foreword.prompts.inject import AttentionCall, Recorder, activate, install
+from foreword.prompts.inject import AttentionCall, Recorder, activate, entrances, install
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
@@ -179,7 +180,7 @@ def load_backbone(
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = _load_model(kind, path, DTYPES[dtype], device, quantization, options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"backbone {str(source)!r} cannot be loaded: {' '.join(str(error).split())}") from error
     files = tuple(sorted(Path(path).glob("*.safetensors"))) if Path(path).is_dir() else ()
     return wrap_backbone(model, tokenizer, source=str(source), weight_files=files)
@@ -305,7 +306,8 @@ def _probe_sites(model: PreTrainedModel) -> dict[Site, SiteShape]:
     with activate(probe):
         model(**arguments, use_cache=False)
     model(**arguments, use_cache=False, foreword=handed)
-    model.foreword_hands_down = len(handed.calls) == len(probe.calls)
+    for entrance in entrances(model):
+        entrance.foreword_hands_down = len(handed.calls) == len(probe.calls)
     return _name_sites(probe.calls, names, inside)
 
 

@@ -63,7 +63,11 @@ class _Parser(argparse.ArgumentParser):
         Raises:
             ConfigError: an option is unknown; names the nearest, or how to write a dotted field.
         """
-        found, unknown = self.parse_known_args(*args, **kwargs)
+        found, left = self.parse_known_args(*args, **kwargs)
+        rest = getattr(found, "rest", None)
+        if rest is not None:  # argparse takes positional words before the first option only
+            getattr(found, rest).extend(word for word in left if not word.startswith("-"))
+        unknown = [word for word in left if rest is None or word.startswith("-")]
         if unknown:
             word = unknown[0].partition("=")[0]
             field = word.lstrip("-")
@@ -86,10 +90,12 @@ def make_parser() -> argparse.ArgumentParser:
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Callable[..., Any]:
     """Add a subcommand and return its `add_argument`."""
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-    command.set_defaults(run=run, options=[])
+    command.set_defaults(run=run, options=[], rest=None)
 
     def add(*names: str, **settings: Any) -> None:
         command.add_argument(*names, **settings)
+        if settings.get("nargs") == "*":
+            command.set_defaults(rest=names[0])
         command.set_defaults(options=[*command.get_default("options"), *(n for n in names if n.startswith("--"))])
 
     return add
@@ -160,6 +166,7 @@ def _add_pretrain(commands: Any) -> None:
 def _add_demo(commands: Any) -> None:
     add = _command(commands, "demo", _demo, "Learn three prompts on the bundled backbone and write a report.")
     add("--out", metavar="DIR", default="runs/demo")
+    add("--backbone", help="default: the bundled one")
     add("--steps", type=int, help="of the main training; fewer is faster and worse")
 
 
@@ -167,15 +174,12 @@ def _train(arguments: argparse.Namespace) -> int:
     from foreword.train.job import resume, train
     from foreword.train.rehearse import rehearse, settle
 
-    if arguments.resume:
-        result = resume(arguments.resume)
-    else:
-        shortcuts = {"task": arguments.task, "backbone.source": arguments.backbone, "run_dir": arguments.out}
-        config = settle(arguments.settings, {**shortcuts, "seed": arguments.seed})
-        if arguments.dry_run:
-            print(rehearse(config).summary())
-            return 0
-        result = train(config)
+    shortcuts = {"task": arguments.task, "backbone.source": arguments.backbone, "run_dir": arguments.out}
+    config = settle(arguments.settings, {**shortcuts, "seed": arguments.seed}, arguments.resume)
+    if arguments.dry_run:
+        print(rehearse(config).summary())
+        return 0
+    result = resume(arguments.resume, config) if arguments.resume else train(config)
     dev = "" if result.best_dev is None else f", dev {result.best_dev:.4f} at step {result.best_step}"
     print(f"{result.steps} steps in {result.seconds:.0f} s, loss {result.final_loss:.4f}{dev}")
     print(f"foreword evaluate {result.run_dir}")
@@ -225,7 +229,10 @@ def _input_rows(arguments: argparse.Namespace) -> tuple[list[str], list[str | No
         raise ConfigError(f"{len(arguments.prompt)} prompts with --input; name each row's prompt in the file")
     default = next(iter(arguments.prompt), None)
     texts, names = [], []
-    for number, row in read_rows(arguments.input, "jsonl"):
+    rows = read_rows(arguments.input, "jsonl")
+    if not rows:
+        raise DataError(f'{arguments.input!r} holds no rows; write lines like {{"text": "..."}}')
+    for number, row in rows:
         where = f"{arguments.input!r} row {number}"
         texts.append(filled(pick(row, "text", where), where, "text"))
         names.append(row.get("prompt", default))
@@ -302,5 +309,6 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from foreword.demo import demo
 
-    print(f"report: {demo(Path(arguments.out), steps=arguments.steps)}")
+    report = demo(Path(arguments.out), backbone=arguments.backbone, steps=arguments.steps, say=print)
+    print(f"report: {report}")
     return 0

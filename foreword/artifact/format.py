@@ -169,6 +169,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
+def find_weights(directory: Path) -> Path:
+    """Return the path of the directory's tensors.
+
+    Raises:
+        ArtifactError: there are none, or only a pickle, which could run code.
+    """
+    path = directory / WEIGHTS
+    if path.is_file():
+        return path
+    pickles = sorted(p.name for suffix in ("bin", "pt", "pth", "ckpt") for p in directory.glob(f"*.{suffix}"))
+    if pickles:
+        raise ArtifactError(
+            f"{directory / pickles[0]} is a pickle, which can run code when read, so it is refused; write it again "
+            "as safetensors (PEFT: save_pretrained(..., safe_serialization=True))"
+        )
+    raise ArtifactError(f"{directory} lacks {WEIGHTS}; {REFETCH}")
+
+
 def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a safetensors file from its header alone; nothing is allocated.
 
@@ -194,7 +212,8 @@ def read_tensors(path: Path, names: Iterable[str]) -> dict[str, Tensor]:
             tensor = file.get_tensor(name)
             if not tensor.is_floating_point():
                 raise ArtifactError(f"{path}: tensor {name!r} is {tensor.dtype}, not floating-point; {REFETCH}")
-            tensors[name] = tensor.float()
+            # A copy, as the file's bytes may lie unaligned, and matrix products then differ in the last bit.
+            tensors[name] = tensor.to(torch.float32, copy=True)
     check_finite(tensors, path)
     return tensors
 
@@ -214,13 +233,16 @@ def blank_prompt(spec: PromptSpec, geometry: Geometry, where: object) -> SoftPro
     """Return a prompt without storage (meta tensors), whose shapes a file can be checked against.
 
     Raises:
-        ArtifactError: its tables would be larger than any prompt is.
+        ArtifactError: its tables would be larger than any prompt is, or it has none.
     """
     rows = [shape.width for shape in geometry.sites.values()] + [geometry.embed_width]
     if spec.length * sum(rows) * spec.reparam_width > MOST_NUMBERS * 512:
         raise ArtifactError(f"{where}: {spec.length} x {sum(rows)} numbers is larger than any prompt; {REFETCH}")
     with torch.device("meta"):
-        return SoftPrompt(spec, geometry)
+        prompt = SoftPrompt(spec, geometry)
+    if not prompt.num_stored:
+        raise ArtifactError(f"{where}: a {spec.kind} without any attention site holds nothing; {REFETCH}")
+    return prompt
 
 
 def tensor_names(prompt: SoftPrompt, in_peft_form: bool) -> dict[str, str]:

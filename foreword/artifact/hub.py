@@ -11,6 +11,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from foreword.artifact.format import FILES
 from foreword.errors import ArtifactError
 
+# HfHubHTTPError's bases are OSError and the root error of the HTTP library, whichever one this version uses;
+# RuntimeError is what a failed upload of one file becomes.
+FAULTS = (HFValidationError, RuntimeError, ValueError, *HfHubHTTPError.__bases__)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -54,7 +57,7 @@ def fetch_prompt(repo_id: str, access: HubAccess) -> Path:
             local_files_only=access.local_files_only,
             allow_patterns=list(FILES),
         )
-    except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except FAULTS as error:
         raise ArtifactError(f"prompt {repo_id!r} is no directory here and {_reason(error)}") from None
     return Path(found)
 
@@ -94,7 +97,7 @@ def push_prompt(
         commit: Any = api.upload_folder(
             repo_id=repo_id, folder_path=directory, allow_patterns=list(FILES), commit_message=message
         )
-    except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+    except FAULTS as error:
         raise ArtifactError(f"prompt {str(directory)!r} was not pushed to {repo_id!r}: {_reason(error)}") from None
     return str(commit.commit_url)
 

@@ -14,12 +14,13 @@ from foreword.artifact.format import (
     REFETCH,
     WEIGHTS,
     blank_prompt,
+    find_weights,
     read_json,
     read_shapes,
     read_tensors,
 )
 from foreword.backbone import Backbone, Geometry, SiteShape
-from foreword.errors import ArtifactError, PromptError
+from foreword.errors import ArtifactError
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.prompts.spec import PromptSpec
 
@@ -119,14 +120,8 @@ def read_peft(directory: Path, backbone: Backbone | None = None) -> SoftPrompt:
         geometry = Geometry({}, width, is_encoder_decoder, None)
     else:
         geometry = _prefix_geometry(config, where)
-    try:
-        prompt = blank_prompt(spec, geometry, where)
-    except PromptError as error:
-        raise ArtifactError(f"{where}: {error}") from None
-    table = "embedding" if kind == "prompt" else "decoder"
-    if table not in prompt.tables:
-        raise ArtifactError(f"{where}: a prefix does not fit backbone {backbone.source!r}, which takes none")
-    return _fill(prompt, table, directory, (rows, width), config)
+    prompt = blank_prompt(spec, geometry, where)
+    return _fill(prompt, "embedding" if kind == "prompt" else "decoder", directory, (rows, width), config)
 
 
 def _fill(
@@ -178,15 +173,7 @@ def _is_encoder_decoder(config: dict[str, Any], backbone: Backbone | None, where
 
 def _tensor_shape(directory: Path) -> tuple[int, int]:
     """Return [rows, width] of the prompt's tensor, the only one that the file may hold."""
-    if not (directory / WEIGHTS).is_file():
-        pickles = sorted(p.name for suffix in ("bin", "pt", "pth", "ckpt") for p in directory.glob(f"*.{suffix}"))
-        if pickles:
-            raise ArtifactError(
-                f"{directory / pickles[0]} is a pickle, which can run code when read, so it is refused; write it again "
-                "with PEFT's save_pretrained(..., safe_serialization=True)"
-            )
-        raise ArtifactError(f"{directory} lacks {WEIGHTS}; {REFETCH}")
-    shapes = read_shapes(directory / WEIGHTS)
+    shapes = read_shapes(find_weights(directory))
     if PEFT_TENSOR not in shapes:
         raise ArtifactError(f"{directory / WEIGHTS} lacks tensor {PEFT_TENSOR!r}; {REFETCH}")
     if others := sorted(set(shapes) - {PEFT_TENSOR}):

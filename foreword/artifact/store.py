@@ -26,6 +26,7 @@ from foreword.artifact.format import (
     check_finite,
     content_digest,
     digest_tensors,
+    find_weights,
     read_manifest,
     read_shapes,
     read_tensors,
@@ -185,7 +186,7 @@ def _load_own(directory: Path, unfolded: bool) -> SoftPrompt:
 
 
 def _load_served(directory: Path, manifest: Manifest) -> SoftPrompt:
-    path = directory / WEIGHTS
+    path = find_weights(directory)
     shapes = read_shapes(path)
     folded = _blank(dataclasses.replace(manifest.spec, reparam="none"), manifest, path)
     names = tensor_names(folded, in_peft_form=PEFT_TENSOR in shapes and len(folded.tables) == 1)

@@ -50,7 +50,8 @@ class BatchSampler:
 
     Iterating gives the rest of the current epoch, then moves to the next one. No row is lost or repeated within an
     epoch. With `world` ranks each batch is cut into `world` contiguous non-empty parts and this rank gets its own, so
-    all ranks take the same number of steps and together see the batches that one process would see.
+    all ranks take the same number of steps and together see the batches that one process would see; only a batch of
+    fewer than `world` rows is merged into its neighbour.
 
     Args:
         sources: for each example, an id of its source (equal ids share it).

@@ -92,10 +92,15 @@ def chunk_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class Loss:
-    """The loss of a batch, its body and its output layer compiled apart if asked for."""
+    """The loss of a batch, its body and its output layer compiled apart if asked for.
 
-    def __init__(self, compiled: bool) -> None:
-        self.hidden: Callable[..., Tensor] = torch.compile(hidden_states, dynamic=False) if compiled else hidden_states
+    The body is left as it is where batches have many shapes (prefix-LM splits): compiling each took longer than an
+    adaptation of a few hundred steps.
+    """
+
+    def __init__(self, compiled: bool, fixed_shapes: bool = True) -> None:
+        body = compiled and fixed_shapes
+        self.hidden: Callable[..., Tensor] = torch.compile(hidden_states, dynamic=False) if body else hidden_states
         self.chunk: Callable[..., Tensor] = torch.compile(chunk_losses) if compiled else chunk_losses
 
     def per_target(self, model: PreTrainedModel, batch: Batch) -> Tensor:

@@ -44,16 +44,16 @@ class PretrainConfig:
     positions: int = 1024
     micro_rows: int = 16
     accumulation: int = 1
-    split_multiple: int = 1  # prefix-LM splits are multiples of it; 64 keeps a compiled model to few shapes
+    split_multiple: int = 1  # prefix-LM splits are multiples of it; above 1 keeps a batch to few shapes
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     compile: bool = True
     threads: int = 0  # of a CPU; 0 leaves PyTorch's own number
     seed: int = 0
-    deadline_sec: float | None = None  # begin the decay in time to end then; makes the run depend on the clock
+    deadline_sec: float | None = None  # begin the decay in time to end so long after this process began
     log_every: int = 10
     eval_every: int = 500
-    eval_tokens: int = 8192  # of each source at a checkpoint; eight times as many at the end
+    eval_tokens: int = 8192  # of each source at a checkpoint; four times as many at the end
     save_every: int = 250
 
 
@@ -100,7 +100,7 @@ class Run:
         self.ruler = Ruler(self.tokenizer, heldout, config.context)
         self.model = self._model().to(self.device)
         self.optimizers = build_optimizers(self.model, config.optim)
-        self.loss = Loss(config.compile)
+        self.loss = Loss(config.compile, fixed_shapes=config.objective != "prefix_lm")
         self.progress = Progress(stop=config.steps)
         self.began = time.monotonic()
         self.first_step = 0  # of this process
@@ -242,7 +242,7 @@ class Run:
             _cut(self.folder / f"{name}.jsonl", self.progress.step)
 
     def _finish(self) -> Path:
-        scores = self.ruler.measure(self.model, 8 * self.config.eval_tokens)
+        scores = self.ruler.measure(self.model, 4 * self.config.eval_tokens)
         if not any("final" in line for line in read_metrics(self.folder)[-1:]):
             self._record("metrics", {"final": True, **scores})
         self._save()

@@ -16,8 +16,8 @@ class OptimConfig:
     """Rates are at the top of the schedule. They serve all sizes (see models.py on width scaling)."""
 
     kind: Literal["muon", "adamw"] = "muon"
-    matrix_lr: float = 0.02  # of Muon; of AdamW it is multiplied by 64 / fan-in, muP's rule
-    embedding_lr: float = 0.004
+    matrix_lr: float = 0.03  # of Muon; of AdamW it is multiplied by 64 / fan-in, muP's rule
+    embedding_lr: float = 0.008
     weight_decay: float = 0.01  # of matrices, times their rate
     warmup_steps: int = 100
     schedule: Literal["wsd", "cosine"] = "wsd"

@@ -120,10 +120,17 @@ def install(model: PreTrainedModel) -> None:
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _mask)
     model.set_attn_implementation(IMPLEMENTATION)
     if not getattr(model, "foreword_hooked", False):
-        # Every entrance gets the hook (OPT's head calls its decoder past the base model); the first one entered acts.
-        for entrance in {id(m): m for m in (model, model.base_model, model.get_decoder())}.values():
+        for entrance in entrances(model):
             entrance.register_forward_pre_hook(_hand_down, with_kwargs=True)
         model.foreword_hooked = True
+
+
+def entrances(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules through which a forward pass may enter; each has the hook, and the first one entered acts.
+
+    OPT's head calls its decoder past the base model, and training calls the decoder without its head.
+    """
+    return list({id(m): m for m in (model, model.base_model, model.get_decoder())}.values())
 
 
 def _attention(
@@ -300,6 +307,9 @@ class Recorder:
 
     def for_forward(self, model: PreTrainedModel, kwargs: dict[str, Any]) -> tuple["Recorder", dict[str, Any]]:
         """Return itself; a recording changes no argument."""
+        embeds = kwargs.get("inputs_embeds")
+        if torch.is_grad_enabled() and embeds is not None and embeds.requires_grad:
+            _refuse_lossy_checkpoint(model)
         return self, kwargs
 
     def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
@@ -321,7 +331,7 @@ def _refuse_lossy_checkpoint(model: PreTrainedModel) -> None:
     if getattr(function, "keywords", {}).get("use_reentrant") is not False:
         raise PromptError(
             "gradient checkpointing is on with use_reentrant other than False, which trains no prompt; enable it with "
-            "gradient_checkpointing_kwargs={'use_reentrant': False}"
+            "the keyword arguments {'use_reentrant': False}"
         )
     if not model.foreword_hands_down:
         raise PromptError(

@@ -16,12 +16,13 @@ from typing import Any
 from foreword.backbone import Backbone, load_backbone
 from foreword.data.examples import Example, TextFormat, get_format, tokenise
 from foreword.data.records import Record, digest
+from foreword.errors import ForewordError
 from foreword.prompts.spec import PromptSpec
 from foreword.tasks import get_task
 from foreword.train.dev import Evaluator
 from foreword.train.parallel import World, join_world, shard_weights
 from foreword.train.progress import Display
-from foreword.train.record import RunRecord, read_config
+from foreword.train.record import RunRecord, discard_unstarted, read_config
 from foreword.train.run import Run, TrainData, TrainResult
 from foreword.train.run_config import Recipe, RunConfig, resolve, resolve_recipe
 from foreword.train.step import train_step
@@ -44,7 +45,12 @@ def train(config: RunConfig, *, evaluator: Evaluator | None = None, progress: bo
     if world.is_first:
         RunRecord.create(config).close()  # before the backbone loads
     world.wait()
-    return _run(config, world, evaluator, progress)
+    try:
+        return _run(config, world, evaluator, progress)
+    except ForewordError:
+        if world.is_first:
+            discard_unstarted(config.run_dir)
+        raise
 
 
 def resume(

@@ -148,6 +148,23 @@ def write_config(config: RunConfig, directory: Path) -> None:
     scratch.replace(directory / CONFIG)
 
 
+def discard_unstarted(run_dir: str | Path) -> None:
+    """Remove a run that never finished a step, so that a mended config can take its directory; else do nothing.
+
+    Only what a run writes is removed: the directory may hold other things.
+    """
+    directory = Path(run_dir)
+    metrics = directory / METRICS
+    if any((directory / CHECKPOINTS).glob("step-*")) or (metrics.is_file() and metrics.stat().st_size):
+        return
+    for name in (CHECKPOINTS, "tensorboard"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+    for name in (CONFIG, METRICS, TIMES):
+        (directory / name).unlink(missing_ok=True)
+    if directory.is_dir() and not any(directory.iterdir()):
+        directory.rmdir()
+
+
 def read_config(run_dir: str | Path, wanted: Recipe | None = None) -> RunConfig:
     """Return the config that a run was started with, its directory being wherever it is now.
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
-from foreword.config import build, load_yaml, override
+from foreword.config import build, load_yaml, override, to_dict
 from foreword.data.examples import Example
 from foreword.errors import ConfigError
 from foreword.train.job import load_data, load_frozen
 from foreword.train.loss import target_loss
 from foreword.train.parallel import World
+from foreword.train.record import read_config
 from foreword.train.run import make_learner
 from foreword.train.run_config import RunConfig, resolve
 from foreword.train.step import make_pass
@@ -20,12 +21,13 @@ from foreword.train.step import make_pass
 REHEARSED_RECORDS = 4
 
 
-def settle(settings: Sequence[str], shortcuts: Mapping[str, Any]) -> RunConfig:
+def settle(settings: Sequence[str], shortcuts: Mapping[str, Any], resumed: str | None = None) -> RunConfig:
     """Return the configuration of a run: defaults < recipe < `field.path=value` < shortcuts.
 
     Args:
         settings: a recipe's path (first, if there is one), then assignments.
         shortcuts: dotted field to value; None is as good as absent.
+        resumed: a run directory whose configuration stands in for a recipe.
 
     Raises:
         ConfigError: a second recipe, an assignment that is none, an unknown or missing field, a wrong value.
@@ -33,7 +35,10 @@ def settle(settings: Sequence[str], shortcuts: Mapping[str, Any]) -> RunConfig:
     first, rest = list(settings[:1]), list(settings[1:])
     if first and "=" in first[0]:
         first, rest = [], [*first, *rest]
-    tree = load_yaml(first[0]) if first else {}
+    if first:
+        tree = load_yaml(first[0])
+    else:
+        tree = to_dict(read_config(resumed)) if resumed else {}
     given = {dotted: value for dotted, value in shortcuts.items() if value is not None}
     tree = override(tree, rest)
     for dotted, value in given.items():

@@ -61,7 +61,7 @@ class TrainData:
     @property
     def tail(self) -> int:
         """How many ids at each source's end are the separator, which comes after a suffix or infix."""
-        return int(self.form is not None and self.form.separator != "none")
+        return 0 if self.form is None else self.form.tail
 
 
 def make_learner(recipe: Recipe, backbone: Backbone, data: TrainData) -> tuple[Learner, str]:
@@ -105,7 +105,7 @@ class Run:
         self.pending: list[StepReport] = []
         self.final_loss = math.nan
         self._best_in_memory: dict[str, torch.Tensor] = {}
-        self._saved_step = self._evaluated_step = 0
+        self._saved_step = 0
 
     @property
     def done(self) -> bool:
@@ -123,9 +123,7 @@ class Run:
                 self.record = RunRecord(self.run_dir, self.recipe.checkpoint.keep)
                 self.record.go_back_to(checkpoint)
                 self.sinks = open_sinks(self.run_dir, self.recipe, self.trainee.step)
-        display.say(
-            f"{self.recipe.title}: {self.init_line}" if not self.trainee.step else f"from step {self.trainee.step}"
-        )
+        display.say(f"going on from step {self.trainee.step}" if self.trainee.step else self.init_line)
 
     def after_step(self, report: StepReport) -> None:
         """Look at the loss, evaluate and save, each when it is due."""
@@ -147,12 +145,8 @@ class Run:
         artifact = None
         if self.record is not None:
             recipe = {key: value for key, value in to_dict(self.recipe).items() if key != "run_dir"}
-            scores = {"loss": self.final_loss} | (
-                {f"dev_{self.recipe.dev.metric}": self.best.value} if self.best.step else {}
-            )
-            artifact = self.learner.save(
-                self.run_dir / ARTIFACT, recipe=recipe, scores=scores, data_digest=self.data.digest
-            )
+            facts = {"recipe": recipe, "scores": self._scores(), "data_digest": self.data.digest}
+            artifact = self.learner.save(self.run_dir / ARTIFACT, **facts)
         self.learner.training(False)
         self.world.wait()
         steps = self.trainee.step
@@ -166,6 +160,12 @@ class Run:
             sink.close()
         if self.record is not None:
             self.record.close()
+
+    def _scores(self) -> dict[str, float]:
+        scores = {"train_loss": self.final_loss}
+        if self.best.step:
+            scores |= {f"dev_{self.recipe.dev.metric}": self.best.value, "best_step": self.best.step}
+        return scores
 
     def _look(self) -> None:
         """Fetch the figures of the steps since the last look, in one transfer, check them and write them down."""
@@ -196,9 +196,7 @@ class Run:
         """Raise over a step whose loss or gradient is not finite, naming its rows."""
         bad = (~torch.isfinite(report.per_target)).tolist()
         rows = [example for example, is_bad in zip(report.examples, bad, strict=True) if is_bad] or report.examples
-        names = ", ".join(self.data.train[i].record_id or f"#{i}" for i in rows[:8]) + (
-            ", ..." if len(rows) > 8 else ""
-        )
+        names = ", ".join(self.data.train[i].record_id or f"#{i}" for i in rows[:8])
         last = self.record.last_checkpoint() if self.record is not None else "none"
         raise TrainingError(
             f"step {report.step}: loss = {loss} and gradient norm = {norm} on rows {names}; last good checkpoint: "

@@ -55,7 +55,7 @@ def test_a_resample_equals_scoring_the_repeated_texts(name):
 
 
 def test_bootstrap_is_seeded():
-    table = mean_of("m", [0.0, 1.0, 1.0, 0.0, 1.0])
+    table = mean_of("m", rng().normal(size=30))
     assert bootstrap(table, rng(4)) == bootstrap(table, rng(4)) != bootstrap(table, rng(5))
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 
-TEXTS = ["abc", "the red house", "xyz 123 q", "K"]
+TEXTS = ["abc", "xyz 123 q", "K", "a row that is longer than the window of 32 tokens"]
 
 # What PEFT and Transformers say on every use of these methods, and that does not matter here.
 HARMLESS = (
@@ -43,7 +43,12 @@ def peft_config(kind: str, length: int, task: str = "CAUSAL_LM") -> peft.PromptL
 
 
 def fresh_peft(
-    backbone: Backbone, kind: str, length: int = 5, seed: int = 0, task: str = "CAUSAL_LM", submodules: int | None = None
+    backbone: Backbone,
+    kind: str,
+    length: int = 5,
+    seed: int = 0,
+    task: str = "CAUSAL_LM",
+    submodules: int | None = None,
 ) -> peft.PeftModel:
     """Return a PEFT model with a random prompt."""
     torch.manual_seed(seed)

@@ -10,7 +10,8 @@ import numpy as np
 from foreword.data.extras import load_extra
 from foreword.errors import DataError, MissingExtraError
 
-# What the captioning scorers drop after PTB tokenisation (with the caption's case).
+# What the captioning scorers drop after PTB tokenisation. Lower-casing turns brackets into -lrb- and the like, which
+# this list does not match: brackets stay, as in the official values.
 PUNCTUATION = frozenset(["''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."])
 
 # Columns of METEOR's statistics.
