@@ -25,6 +25,7 @@ from foreword.prompts.bank import Site, States
 from foreword.prompts.inject import AttentionCall, Recorder, activate, entrances, install
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KEY_CHOOSING_OPTIONS = ("indices", "block_indices", "sinks")
 VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
@@ -277,10 +278,13 @@ def read_geometry(model: PreTrainedModel) -> Geometry:
     `encoder` site; outside it, 3 keys for 2 queries make a `cross` site.
     """
     config = model.config
+    stock = config._attn_implementation
     sites: dict[Site, SiteShape] = {}
     if _can_inject(model):
         sites = _probe_sites(model)
-    limit = getattr(config, "max_position_embeddings", None) if not config.is_encoder_decoder else None
+        if not sites and config._attn_implementation != stock:
+            model.set_attn_implementation(stock)
+    limit = getattr(config, "max_position_embeddings", None)  # none for T5, whose positions are relative
     width = model.get_input_embeddings().weight.shape[-1]
     return Geometry(sites, width, bool(config.is_encoder_decoder), limit)
 
@@ -308,7 +312,23 @@ def _probe_sites(model: PreTrainedModel) -> dict[Site, SiteShape]:
     model(**arguments, use_cache=False, foreword=handed)
     for entrance in entrances(model):
         entrance.foreword_hands_down = len(handed.calls) == len(probe.calls)
-    return _name_sites(probe.calls, names, inside)
+    sites = _name_sites(probe.calls, names, inside)
+    return {} if _mixes_otherwise(model, probe.calls, sites) else sites
+
+
+def _mixes_otherwise(model: PreTrainedModel, calls: list[AttentionCall], sites: dict[Site, SiteShape]) -> bool:
+    """Whether tokens also meet by other ways than softmax attention over all keys or a window of them.
+
+    Recurrent and convolutional layers carry text past an injected prefix and across the rows of a packed batch;
+    chunked and sparse attention choose keys by rules that injection does not know.
+    """
+    config = model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    convolves = any(isinstance(module, nn.Conv1d) for module in model.get_decoder().modules())
+    chooses_keys = any(call.options.get(name) is not None for call in calls for name in KEY_CHOOSING_OPTIONS)
+    layers = sum(stack == "decoder" for stack, _ in sites)
+    missing = layers < getattr(config, "num_hidden_layers", layers)
+    return convolves or chooses_keys or missing or not kinds <= {"full_attention", "sliding_attention"}
 
 
 def _name_sites(calls: list[AttentionCall], names: dict[int, str], encoder: set[int]) -> dict[Site, SiteShape]:
@@ -335,8 +355,8 @@ def require_prefix(backbone: Backbone) -> None:
     if not backbone.geometry.sites:
         name = type(backbone.model).__name__
         raise PromptError(
-            f"{name} does not route attention through Transformers' attention interface, so a prefix or infix cannot "
-            "enter it; use kind 'prompt' (input embeddings), which works with this model"
+            f"{name} does not route all that mixes its tokens through Transformers' attention interface, so a prefix "
+            "or infix cannot enter it; use kind 'prompt' (input embeddings), which works with this model"
         )
 
 

@@ -280,12 +280,12 @@ def _score_table(found: "Evaluation") -> str:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from foreword.doctor import examine
-    from foreword.evaluate.subject import load_subjects, unrelated_texts
+    from foreword.evaluate.subject import load_subjects
 
     subject = load_subjects(arguments.source, arguments.backbone)[1]
     if subject.prompt is None:
         raise ConfigError(f"{arguments.source!r} is a fine-tuned model; doctor examines soft prompts")
-    findings = examine(subject.prompt, subject.backbone, texts=arguments.text or unrelated_texts()[:4])
+    findings = examine(subject.prompt, subject.backbone, texts=arguments.text or None)
     print("\n".join(findings.lines()))
     return 0 if findings.ok else 1
 

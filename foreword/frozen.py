@@ -1,7 +1,7 @@
 """What a frozen model allows: its output head applied to chosen positions, losses whose logits never exist at once.
 
-The head is frozen, so the loss's gradient for a hidden state can be computed together with the loss itself, a chunk
-of positions at a time; nothing of size [M, V] is kept for the backward pass.
+The head is frozen, so the loss's gradient for a hidden state can be computed together with the loss itself, a block
+of the vocabulary at a time; nothing of size [M, V] ever exists.
 """
 
 from dataclasses import dataclass
@@ -14,8 +14,11 @@ from torch.nn import functional as F
 from foreword.backbone import Backbone
 from foreword.shapes import Float, Int
 
-CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
-"""Size of one chunk's float32 logits: near the last-level cache on a CPU, enough to fill a GPU."""
+BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 27}
+"""Size of one block of float32 logits: what stays in a CPU's cache, what fills a GPU."""
+
+
+EVERYTHING = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +37,17 @@ class Head:
     extra_bias: Float[Tensor, " V"] | None = None
     softcap: float | None = None
 
-    def logits(self, hidden: Float[Tensor, "M E"]) -> Float[Tensor, "M V"]:
-        """Return logits in the hidden states' dtype."""
-        logits = F.linear(hidden if self.scale == 1.0 else hidden * self.scale, self.module.weight, self.module.bias)
+    def logits(self, hidden: Float[Tensor, "M E"], columns: slice = EVERYTHING) -> Float[Tensor, "M V"]:
+        """Return the logits of some vocabulary columns (all by default) in the hidden states' dtype."""
+        bias = None if self.module.bias is None else self.module.bias[columns]
+        logits = F.linear(hidden if self.scale == 1.0 else hidden * self.scale, self.module.weight[columns], bias)
         if self.extra_bias is not None:
-            logits = logits + self.extra_bias.to(logits.device, logits.dtype)
+            logits = logits + self.extra_bias[columns].to(logits.device, logits.dtype)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """Return d logits / d (logits before the soft-cap), or None without one."""
+        return None if self.softcap is None else 1 - (logits / self.softcap).square()
 
     def losses(self, hidden: Float[Tensor, "M E"], labels: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
         """Return -log p of each label in float32, differentiable in `hidden`."""
@@ -47,26 +55,47 @@ class Head:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Cross-entropy through a frozen head: the forward pass also makes each row's gradient, chunk by chunk."""
+    """Cross-entropy through a frozen head in one pass over blocks of the vocabulary.
+
+    d loss / d hidden is softmax(logits) @ weight - weight[label]: an attention over the rows of the weight. It is
+    summed as flash attention sums (Dao et al. 2022, algorithm 1): each block adds exp(logits - top) @ weight[block],
+    and the sum is rescaled when the running maximum `top` rises. Logits [M, V] never exist, in neither pass.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: Head) -> Tensor:
-        losses = torch.empty(len(labels), dtype=_loss_dtype(hidden), device=hidden.device)
-        gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for rows in _chunks(len(labels), head.module.weight.shape[0], hidden.device):
-            chunk, target = head.logits(hidden[rows]), labels[rows, None]
-            scores = chunk.to(losses.dtype)
-            total = scores.logsumexp(-1, keepdim=True)
-            losses[rows] = (total - scores.gather(1, target))[:, 0]
+        rows, labels, wants_gradient = hidden.detach(), labels[:, None], ctx.needs_input_grad[0]
+        total = rows.new_zeros(len(rows), 1, dtype=_loss_dtype(rows))  # of exp(logits - top)
+        top, wanted = torch.full_like(total, -torch.inf), torch.zeros_like(total)
+        gradient = rows.new_zeros(rows.shape, dtype=total.dtype) if wants_gradient else None
+        for columns in _blocks(len(rows), head.module.out_features, rows.device):
+            scores = head.logits(rows, columns).to(total.dtype)
+            slope = head.slope(scores) if wants_gradient else None
+            wanted = _pick(scores, labels - columns.start, wanted)
+            higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+            shrink, top = (top - higher).exp_(), higher
+            scores = scores.sub_(top).exp_()
+            total = total.mul_(shrink).add_(scores.sum(-1, keepdim=True))
             if gradient is not None:
-                gradient[rows] = _hidden_gradient(head, chunk, scores, total, target)
-        ctx.save_for_backward(gradient)
-        return losses
+                scores = scores if slope is None else scores.mul_(slope)
+                gradient.mul_(shrink).add_(scores.to(rows.dtype) @ head.module.weight[columns])
+        if gradient is not None:
+            slope = head.slope(wanted)
+            label_rows = head.module.weight[labels[:, 0]]
+            gradient.div_(total).sub_(label_rows if slope is None else label_rows * slope).mul_(head.scale)
+            ctx.save_for_backward(gradient.to(rows.dtype))
+        return (top + total.log() - wanted)[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return (None if gradient is None else (gradient * grad[:, None]).to(gradient.dtype)), None, None
+        return gradient * grad[:, None].to(gradient.dtype), None, None
+
+
+def _pick(scores: Tensor, columns: Tensor, otherwise: Tensor) -> Tensor:
+    """Return [M, 1] each row's score in its column, or `otherwise` where the column lies outside."""
+    width = scores.shape[1]
+    return torch.where((columns >= 0) & (columns < width), scores.gather(1, columns.clamp(0, width - 1)), otherwise)
 
 
 def _loss_dtype(states: Tensor) -> torch.dtype:
@@ -74,21 +103,9 @@ def _loss_dtype(states: Tensor) -> torch.dtype:
     return torch.float64 if states.dtype == torch.float64 else torch.float32
 
 
-def _hidden_gradient(head: Head, logits: Tensor, scores: Tensor, total: Tensor, target: Tensor) -> Tensor:
-    """Return d loss / d hidden [m, E] of one chunk: (softmax - one-hot) @ weight, through soft-cap and scale."""
-    # `scores` is a copy of its own unless logits are float32 already; then nobody needs the logits any more.
-    slope = None if head.softcap is None else 1 - (scores / head.softcap).square()
-    probability = scores.sub_(total).exp_()
-    probability.scatter_add_(1, target, torch.full_like(probability[:, :1], -1.0))
-    if slope is not None:
-        probability *= slope
-    gradient = probability.to(logits.dtype) @ head.module.weight
-    return gradient if head.scale == 1.0 else gradient * head.scale
-
-
-def _chunks(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
-    size = max(16, CHUNK_BYTES.get(device.type, 1 << 24) // (4 * vocabulary))
-    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]
+def _blocks(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
+    size = max(256, BLOCK_BYTES.get(device.type, 1 << 21) // (4 * rows))
+    return [slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size)]
 
 
 def find_head(backbone: Backbone) -> Head | None:
@@ -161,3 +178,18 @@ def _agrees(head: Head, hidden: Tensor, logits: Tensor) -> bool:
 def whole_losses(logits: Float[Tensor, "M V"], labels: Int[Tensor, " M"]) -> Float[Tensor, " M"]:
     """Return -log p of each label in float32 from logits that a whole model made."""
     return F.cross_entropy(logits.to(_loss_dtype(logits)), labels, reduction="none")
+
+
+    """Replace activations written as chains of element-wise operations by PyTorch's fused ones; return how many.
+
+    GPT-2's tanh GELU is eight passes over the widest tensor of a layer, seven of them kept for the backward pass. A
+    module is replaced only if it has no parameters and the fused function gives the same numbers to rounding, so
+    the state dict and the model's digest stay as they are.
+    """
+    fused = 0
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) in (NewGELUActivation, FastGELUActivation) and _same_function(child, TANH_GELU):
+                setattr(parent, name, nn.GELU(approximate="tanh"))
+                fused += 1
+    return fused

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from foreword.artifact.directory import write_directory
-from foreword.artifact.format import PEFT_CONFIG, PEFT_TENSOR, WEIGHTS
+from foreword.artifact.directory import PEFT_CONFIG, WEIGHTS, write_directory
+from foreword.artifact.format import PEFT_TENSOR
 from foreword.artifact.peft import peft_config, why_not_peft
 from foreword.artifact.store import load_prompt, pack_tensors, save_prompt
 from foreword.backbone import Backbone
@@ -37,7 +37,7 @@ def convert(
     prompt = load_prompt(source, backbone, unfolded=to == "foreword")
     if to == "foreword":
         return save_prompt(prompt, target, backbone)
-    reason = why_not_peft(prompt, backbone)
+    reason = why_not_peft(prompt, prompt.meta.get("num_layers"))
     if reason is not None:
         raise ArtifactError(f"prompt {str(source)!r} cannot become PEFT's: {reason}")
     (table,) = prompt.tables

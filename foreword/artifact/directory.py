@@ -1,4 +1,4 @@
-"""Writing a directory so that a reader sees the old one or the new one, whole, whatever happens in between."""
+"""The files of an artefact, and writing them so that a reader sees the old directory or the new one, whole."""
 
 import contextlib
 import ctypes
@@ -9,8 +9,15 @@ import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from foreword.artifact.format import FILES
 from foreword.errors import ArtifactError
+
+MANIFEST = "foreword.json"
+WEIGHTS = "adapter_model.safetensors"
+TRAINING = "training.safetensors"
+PEFT_CONFIG = "adapter_config.json"
+CARD = "README.md"
+FILES = (MANIFEST, WEIGHTS, TRAINING, PEFT_CONFIG, CARD)
+"""Every file that an artefact may hold; nothing else is written, fetched or replaced."""
 
 STALE_AFTER_SEC = 3600.0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2

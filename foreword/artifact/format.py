@@ -16,26 +16,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from foreword.artifact.directory import WEIGHTS
 from foreword.backbone import Geometry, SiteShape
 from foreword.config import build, to_dict
 from foreword.errors import ArtifactError, ConfigError
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.prompts.spec import PromptSpec, Stack
 
-MANIFEST = "foreword.json"
-WEIGHTS = "adapter_model.safetensors"
-TRAINING = "training.safetensors"
-PEFT_CONFIG = "adapter_config.json"
-CARD = "README.md"
-FILES = (MANIFEST, WEIGHTS, TRAINING, PEFT_CONFIG, CARD)
-"""Every file that an artefact may hold; nothing else is written, fetched or replaced."""
-
 FORMAT = "foreword.prompt"
 VERSION = 1
 PEFT_TENSOR = "prompt_embeddings"
 OWN_PREFIX = "foreword."
 LONGEST_JSON = 16 << 20  # bytes; a manifest is some kilobytes, so more is damage or malice
-MOST_NUMBERS = 1 << 36  # a table of 2^36 floats is 256 GiB: no prompt is that large
+MOST_NUMBERS = 1 << 36  # 2^36 floats are 256 GiB: no prompt is that large
 
 
 @dataclass(frozen=True)
@@ -62,10 +55,14 @@ class GeometryRecord:
 
 @dataclass(frozen=True)
 class BackboneRecord:
-    """Which backbone the prompt belongs to: where it came from, and sha256 of config, tokenizer and weights."""
+    """Which backbone the prompt belongs to: where it came from, and sha256 of config, tokenizer and weights.
+
+    `num_layers` counts all layers, also those without attention (PEFT's files count them); None if not known.
+    """
 
     source: str = ""
     fingerprint: dict[str, str] | None = None
+    num_layers: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Manifest:
     def to_json(self) -> str:
         """Return the manifest as JSON text; the same manifest always gives the same text."""
         head = {"format": self.format, "version": self.version}
-        return json.dumps(_plain({**head, **to_dict(self)}), indent=2, allow_nan=False) + "\n"
+        return json.dumps({**head, **to_dict(self)}, indent=2, allow_nan=False) + "\n"
 
 
 def record_geometry(geometry: Geometry) -> GeometryRecord:
@@ -235,9 +232,11 @@ def blank_prompt(spec: PromptSpec, geometry: Geometry, where: object) -> SoftPro
     Raises:
         ArtifactError: its tables would be larger than any prompt is, or it has none.
     """
-    rows = [shape.width for shape in geometry.sites.values()] + [geometry.embed_width]
-    if spec.length * sum(rows) * spec.reparam_width > MOST_NUMBERS * 512:
-        raise ArtifactError(f"{where}: {spec.length} x {sum(rows)} numbers is larger than any prompt; {REFETCH}")
+    width = sum(shape.width for shape in geometry.sites.values()) + geometry.embed_width
+    if (spec.length + spec.reparam_width) * width > MOST_NUMBERS:
+        raise ArtifactError(
+            f"{where}: length = {spec.length} or reparam_width = {spec.reparam_width} is larger than any prompt's"
+        )
     with torch.device("meta"):
         prompt = SoftPrompt(spec, geometry)
     if not prompt.num_stored:
@@ -287,14 +286,14 @@ def content_name(prompt: SoftPrompt) -> str:
     return f"{prompt.spec.kind}-{prompt.length}-{content_digest(prompt)[:12]}"
 
 
-def _plain(value: Any) -> Any:
-    """Return `value` as JSON can hold it: scalars of tensor libraries as numbers, NaN and infinities as null."""
+def plain(value: Any) -> Any:
+    """Return `value` as JSON and YAML can hold it: tensors and arrays as numbers, NaN and infinities as null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
-        value = value.item()
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from foreword.artifact.format import FILES
+from foreword.artifact.directory import FILES
 from foreword.errors import ArtifactError
 
 # HfHubHTTPError's bases are OSError and the root error of the HTTP library, whichever one this version uses;

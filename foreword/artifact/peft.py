@@ -8,11 +8,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from foreword.artifact.directory import PEFT_CONFIG, WEIGHTS
 from foreword.artifact.format import (
-    PEFT_CONFIG,
     PEFT_TENSOR,
     REFETCH,
-    WEIGHTS,
     blank_prompt,
     find_weights,
     read_json,
@@ -33,8 +32,13 @@ ENCODER_DECODER_PREFIX = (
 )
 
 
-def why_not_peft(prompt: SoftPrompt, backbone: Backbone | None = None) -> str | None:
-    """Return why PEFT cannot serve this prompt rightly, or None where it can."""
+def why_not_peft(prompt: SoftPrompt, num_layers: int | None = None) -> str | None:
+    """Return why PEFT cannot serve this prompt rightly, or None where it can.
+
+    Args:
+        prompt: of any kind.
+        num_layers: of the backbone, those without attention included; None if not known.
+    """
     spec, shapes = prompt.spec, [prompt.geometry.sites[site] for site in prompt.sites]
     if spec.kind == "infix":
         return "PEFT has no infix"
@@ -52,9 +56,8 @@ def why_not_peft(prompt: SoftPrompt, backbone: Backbone | None = None) -> str | 
         return "PEFT takes one key/value shape for all layers"
     if shapes[0].key_width != shapes[0].value_width:
         return "PEFT takes keys and values of one width"
-    layers = getattr(backbone.model.config, "num_hidden_layers", None) if backbone is not None else None
-    if layers is not None and layers != len(shapes):
-        return f"PEFT counts all {layers} layers, of which {len(shapes)} have attention"
+    if num_layers is not None and num_layers != len(shapes):
+        return f"PEFT counts all {num_layers} layers, of which {len(shapes)} have attention"
     return None
 
 

@@ -11,15 +11,10 @@ from torch import Tensor
 
 import foreword
 from foreword.artifact.card import model_card
-from foreword.artifact.directory import write_directory
+from foreword.artifact.directory import CARD, MANIFEST, PEFT_CONFIG, TRAINING, WEIGHTS, write_directory
 from foreword.artifact.format import (
-    CARD,
-    MANIFEST,
-    PEFT_CONFIG,
     PEFT_TENSOR,
     REFETCH,
-    TRAINING,
-    WEIGHTS,
     BackboneRecord,
     Manifest,
     blank_prompt,
@@ -27,6 +22,7 @@ from foreword.artifact.format import (
     content_digest,
     digest_tensors,
     find_weights,
+    plain,
     read_manifest,
     read_shapes,
     read_tensors,
@@ -75,15 +71,15 @@ def save_prompt(
     given = {"recipe": to_dict(recipe), "scores": scores, "data_digest": data_digest}
     meta = {**prompt.meta, **{key: value for key, value in given.items() if value is not None}}
     if backbone is not None:
-        meta["source"] = backbone.source
-    return write_directory(Path(directory), _files(prompt, meta, backbone))
+        meta |= {"source": backbone.source, "num_layers": getattr(backbone.model.config, "num_hidden_layers", None)}
+    return write_directory(Path(directory), _files(prompt, meta))
 
 
-def _files(prompt: SoftPrompt, meta: dict[str, Any], backbone: Backbone | None) -> dict[str, bytes]:
+def _files(prompt: SoftPrompt, meta: dict[str, Any]) -> dict[str, bytes]:
     """Return the content of every file of the artefact by name."""
     folded = prompt.fold() if prompt.spec.reparam != "none" else prompt
     trained = _detached(prompt.state_dict()) if folded is not prompt else {}
-    reason = why_not_peft(prompt, backbone)
+    reason = why_not_peft(prompt, meta.get("num_layers"))
     names = tensor_names(prompt, in_peft_form=reason is None)
     served = _detached({name: folded.table(table) for table, name in names.items()})
     check_finite({**served, **trained}, "the prompt")
@@ -104,13 +100,13 @@ def make_manifest(prompt: SoftPrompt, meta: dict[str, Any], digest: str, trainin
     return Manifest(
         spec=prompt.spec,
         geometry=record_geometry(prompt.geometry),
-        backbone=BackboneRecord(meta.get("source") or "", prompt.fingerprint),
+        backbone=BackboneRecord(meta.get("source") or "", prompt.fingerprint, meta.get("num_layers")),
         digest=digest,
         training_digest=training_digest,
         text_format=prompt.format,
-        recipe=meta.get("recipe"),
+        recipe=plain(meta.get("recipe")),
         data_digest=meta.get("data_digest"),
-        scores=meta.get("scores"),
+        scores=plain(meta.get("scores")),
         libraries=libraries,
     )
 
@@ -156,7 +152,8 @@ def _find(source: str | Path, hub: HubAccess) -> Path:
         if not any((path / name).is_file() for name in (MANIFEST, PEFT_CONFIG)):
             raise ArtifactError(f"prompt {str(source)!r} has neither {MANIFEST} nor {PEFT_CONFIG}{_inside(path)}")
         return path
-    if not is_hub_id(str(source)):
+    inside = path.parent != Path() and path.parent.is_dir()  # then the name is mistyped, and no hub id
+    if inside or not is_hub_id(str(source)):
         beside = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise ArtifactError(f"prompt {str(source)!r} is not a directory{nearest(path.name, beside[:1000])}")
     return fetch_prompt(str(source), hub)
@@ -181,7 +178,7 @@ def _load_own(directory: Path, unfolded: bool) -> SoftPrompt:
             f"{MANIFEST} if another program rewrote the tensors on purpose"
         )
     kept = {name: getattr(manifest, name) for name in ("recipe", "scores", "data_digest", "digest", "libraries")}
-    prompt.meta = {"source": manifest.backbone.source, **kept}
+    prompt.meta = {"source": manifest.backbone.source, "num_layers": manifest.backbone.num_layers, **kept}
     return prompt
 
 

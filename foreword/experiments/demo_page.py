@@ -104,12 +104,10 @@ def _highlights(learned: Sequence[Learned]) -> page.Highlights:
 def _score_table(learned: Sequence[Learned]) -> page.Table:
     rows = []
     for run in learned:
-        for scores, what in zip(_pair(run), ("untouched backbone", run.what), strict=True):
-            for metric, value in scores.metrics.items():
-                found = scores.intervals.get(metric)
-                cell = page.Estimate(value, found.low, found.high) if found else value
-                rows.append((run.name, metric, what, cell, scores.n))
-    rows.sort(key=lambda row: [run.name for run in learned].index(row[0]) * 100 + _order(rows, row))
+        before, after = _pair(run)
+        for metric in after.metrics:
+            rows.append((run.name, metric, "untouched backbone", _estimate(before, metric), before.n))
+            rows.append((run.name, metric, run.what, _estimate(after, metric), after.n))
     return page.Table(
         ("task", "metric", "what ran", "score", "records"),
         rows,
@@ -118,9 +116,9 @@ def _score_table(learned: Sequence[Learned]) -> page.Table:
     )
 
 
-def _order(rows: Sequence[tuple], row: tuple) -> int:
-    """Keep each metric's two rows together."""
-    return [other[1] for other in rows if other[0] == row[0]].index(row[1])
+def _estimate(scores: Scores, metric: str) -> page.Estimate | float:
+    found = scores.intervals.get(metric)
+    return page.Estimate(found.value, found.low, found.high) if found else scores.metrics[metric]
 
 
 def _facts_stated(run: Learned) -> page.Table:
@@ -185,7 +183,8 @@ def _mixed(mixed: Sequence[MixedRow]) -> page.Examples:
 
 
 def _findings(run: Learned, findings: Findings) -> page.Findings:
-    return page.Findings(findings.items, caption=f"`foreword doctor {run.config.run_dir}`")
+    items = [("ok" if check.passed else "fail", check.name, check.detail) for check in findings.checks]
+    return page.Findings(items, caption=f"What foreword doctor {run.config.run_dir} prints.")
 
 
 def _facts(learned: Sequence[Learned], backbone: Backbone, seconds: float) -> page.Facts:

@@ -80,6 +80,7 @@ def generate_ids(
 
     Rows of similar length share a batch; the order of the result is that of `rows`.
     """
+    _check_options(options)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].source))
     size = batch_size or max(len(rows), 1)
     made: list[list[int]] = [[] for _ in rows]
@@ -176,6 +177,15 @@ def _generate_batch(
             raise
     skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else int(backbone.is_encoder_decoder)
     return [_until_stop(ids, _stop_ids(backbone, options)) for ids in out[:, skip:].tolist()]
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    """Refuse what does not give one sequence a row."""
+    if (options.get("num_return_sequences") or 1) > 1 or options.get("return_dict_in_generate"):
+        raise ConfigError("num_return_sequences and return_dict_in_generate do not fit one text a row; repeat the text")
+    new_len = options.get("max_new_tokens")
+    if new_len is not None and new_len < 1:
+        raise ConfigError(f"max_new_tokens = {new_len!r} must be at least 1")
 
 
 def _stop_ids(backbone: Backbone, options: dict[str, Any]) -> set[int]:

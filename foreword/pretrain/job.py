@@ -247,7 +247,7 @@ class Run:
             self._record("metrics", {"final": True, **scores})
         self._save()
         facts = {
-            "recipe": to_dict(self.config),
+            "recipe": _shippable(self.config),
             "parameters": count_parameters(self.model),
             "steps": self.progress.step,
             "tokens": self.progress.step * self._step_tokens(),
@@ -256,6 +256,14 @@ class Run:
             **scores,
         }
         return save_backbone(self.folder / "backbone", self.model, self.tokenizer, facts)
+
+
+def _shippable(config: PretrainConfig) -> dict[str, Any]:
+    """Return the recipe as a mapping without the paths of the machine it ran on."""
+    tree = to_dict(config)
+    del tree["run"], tree["data"]["folder"], tree["data"]["tokenizer"]
+    tree["init"] = None if config.init is None else config.init.parent.name
+    return tree
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -163,8 +163,12 @@ def pack(
         all_positions: ask for the logits of every source position instead of those that predict targets.
 
     Raises:
-        PromptError: a row has no token, or text and prompt together exceed the backbone's positions.
+        PromptError: a row has no token, text and prompt together exceed the backbone's positions, or the model's
+            attention is not ours, so that packed rows would see each other.
     """
+    if not backbone.geometry.sites:
+        name = type(backbone.model).__name__
+        raise PromptError(f"{name} does not route attention through Transformers' interface: its rows cannot be packed")
     packing, starts = _Packing(), []
     bos = backbone.tokenizer.bos_token_id
     for number, (row, prompt) in enumerate(zip(rows, realised, strict=True)):

@@ -65,8 +65,8 @@ class AttentionCall:
         mask = self.mask
         if self.bias is not None:
             mask, options["is_causal"] = self._mask_with_bias(), False
-        if options.get("softcap") is not None:
-            return _softcapped_attention(dataclasses.replace(self, mask=mask))
+        if options.get("softcap") is not None or options.get("s_aux") is not None:
+            return _explicit_attention(dataclasses.replace(self, mask=mask))
         return sdpa_attention_forward(self.module, self.query, self.key, self.value, mask, **options)
 
     def with_explicit_mask(self) -> "AttentionCall":
@@ -367,13 +367,17 @@ def _lowest(mask: Tensor) -> float:
     return torch.finfo(mask.dtype).min
 
 
-def _softcapped_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Attention with tanh soft-capping of the scores (Gemma 2), which SDPA does not offer."""
+def _explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """Attention with what SDPA does not offer: tanh soft-capping of the scores (Gemma 2), sinks [H] (gpt-oss)."""
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = call.key.repeat_interleave(groups, 1), call.value.repeat_interleave(groups, 1)
-    cap, scaling = call.options["softcap"], call.options.get("scaling") or call.query.shape[-1] ** -0.5
-    scores = torch.tanh(call.query @ key.transpose(2, 3) * scaling / cap) * cap
+    cap, sinks, scaling = (call.options.get(name) for name in ("softcap", "s_aux", "scaling"))
+    scores = call.query @ key.transpose(2, 3) * (scaling or call.query.shape[-1] ** -0.5)
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
     mask = call.mask if call.mask is not None else call.with_explicit_mask().mask
     scores = scores.masked_fill(~mask, _lowest(scores)) if mask.dtype == torch.bool else scores + mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)[..., : key.shape[2]]
     return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.errors import PromptError
 from foreword.prompts.batch import (
     IGNORED,
     Row,
@@ -56,12 +57,17 @@ def pad(
         new_len: tokens that will be generated, for the check against the backbone's positions.
 
     Raises:
-        PromptError: prompt, text and new tokens together exceed the backbone's positions.
+        PromptError: a row has no token, or prompt, text and new tokens exceed the backbone's positions.
     """
     side = side or ("right" if backbone.is_encoder_decoder else "left")
     bos = backbone.tokenizer.bos_token_id
     placed = [place_inline(row.source, r, bos, row.tail) for row, r in zip(rows, realised, strict=True)]
-    for (ids, _), prompt in zip(placed, realised, strict=True):
+    for number, ((ids, _), prompt) in enumerate(zip(placed, realised, strict=True)):
+        if not ids:  # only padding would be left to predict from, and that differs from batch to batch
+            raise PromptError(f"row {number} has no source token to predict from; give it text or a separator")
+        if backbone.is_encoder_decoder:  # a prefix takes no position there, and new tokens have the decoder's own
+            check_positions(backbone, max(len(ids), new_len))
+            continue
         prompt_len = prompt.prefix.length if prompt is not None and prompt.prefix is not None else 0
         check_positions(backbone, prompt_len + len(ids) + new_len)
     longest = max(len(ids) for ids, _ in placed)
@@ -85,12 +91,16 @@ def pad_targets(backbone: Backbone, rows: Sequence[Row]) -> tuple[Tensor, Tensor
     Returns:
         `decoder_input_ids` [R, T] (start token, then the target without its last), `labels` [R, T] with -100 where
         there is no token, and [R] the row each target belongs to.
+
+    Raises:
+        PromptError: a target is longer than the backbone's positions.
     """
     config = backbone.model.config
     start = config.decoder_start_token_id
     start = config.pad_token_id if start is None else start
     targets = [(number, target) for number, row in enumerate(rows) for target in row.targets]
     longest = max(len(target) for _, target in targets)
+    check_positions(backbone, longest)
     inputs = torch.full((len(targets), longest), backbone.tokenizer.pad_token_id, dtype=torch.long)
     labels = torch.full((len(targets), longest), IGNORED, dtype=torch.long)
     for i, (_, target) in enumerate(targets):

@@ -191,7 +191,8 @@ def make_prompt(spec: PromptSpec, backbone: Backbone) -> SoftPrompt:
     if spec.kind == "infix" and backbone.is_encoder_decoder:
         raise PromptError("an infix stands between source and target of one sequence; an encoder-decoder has two")
     limit = backbone.geometry.max_positions
-    if limit is not None and spec.length >= limit:
+    takes_positions = spec.kind == "prompt" or not backbone.is_encoder_decoder
+    if limit is not None and takes_positions and spec.length >= limit:
         raise PromptError(f"prompt.length = {spec.length} leaves no room for text: the backbone has {limit} positions")
     return SoftPrompt(spec, backbone.geometry).to(backbone.device)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from foreword.backbone import Backbone
 from foreword.config import build, load_yaml, override
-from foreword.errors import ConfigError
+from foreword.errors import ConfigError, ForewordError
 from foreword.train.dev import Evaluator
 from foreword.train.job import load_data, load_frozen, run_all
 from foreword.train.parallel import join_world
-from foreword.train.record import RunRecord, read_config
+from foreword.train.record import RunRecord, discard_unstarted, read_config
 from foreword.train.run import Run, TrainData, TrainResult
 from foreword.train.run_config import DataConfig, RunConfig, differences, resolve
 
@@ -56,7 +56,12 @@ def train_gang(
         for config in configs:
             RunRecord.create(config).close()
     world.wait()
-    return _run(configs, evaluator, progress)
+    try:
+        return _run(configs, evaluator, progress)
+    except ForewordError:
+        for config in configs if world.is_first else ():
+            discard_unstarted(config.run_dir)
+        raise
 
 
 def resume_gang(

@@ -56,7 +56,8 @@ def target_loss(backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftP
     if not sum(tokens):
         raise TrainingError(f"the batch of {len(rows)} rows has no target token to learn from; give rows with targets")
     realised = realise_all(backbone, prompts)
-    losses, owner = (_padded if backbone.is_encoder_decoder else _packed)(backbone, rows, realised)
+    path = _padded if backbone.is_encoder_decoder else _packed if backbone.geometry.sites else _apart
+    losses, owner = path(backbone, rows, realised)
     per_target = losses.new_zeros(len(tokens)).index_add(0, owner, losses)
     return TargetLoss(per_target.sum(), sum(tokens), per_target, torch.tensor(tokens, device=losses.device))
 
@@ -73,6 +74,25 @@ def _packed(
             return whole_losses(logits, batch.labels), batch.target_of_label
         hidden = decoder_of(backbone)(**batch.inputs, use_cache=False).last_hidden_state[0]
     return head.losses(hidden[batch.predict_at], batch.labels), batch.target_of_label
+
+
+def _apart(
+    backbone: Backbone, rows: Sequence[Row], realised: Sequence[Realised | None]
+) -> tuple[Float[Tensor, " M"], Int[Tensor, " M"]]:
+    """Return the same of a model with attention of its own (BLOOM, Mamba), where packed rows would see each other.
+
+    Each target stands behind its source in a row of its own, padded on the right.
+    """
+    pairs = [(row, prompt, target) for row, prompt in zip(rows, realised, strict=True) for target in row.targets]
+    read = [Row(row.source + target[:-1], tail=row.tail + len(target) - 1) for row, _, target in pairs]
+    batch = pad(backbone, read, [prompt for _, prompt, _ in pairs], side="right")
+    logits = backbone.model(**batch.inputs, use_cache=False).logits
+    ends = batch.inputs["attention_mask"].sum(1).tolist()
+    targets = [target for _, _, target in pairs]
+    predicted = torch.cat([out[end - len(t) : end] for out, end, t in zip(logits, ends, targets, strict=True)])
+    labels = torch.tensor([token for target in targets for token in target], device=logits.device)
+    owner = torch.repeat_interleave(torch.tensor([len(target) for target in targets], device=logits.device))
+    return whole_losses(predicted, labels), owner
 
 
 def _padded(

@@ -96,10 +96,10 @@ def shard_weights(backbone: Backbone, world: World) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    mesh = init_device_mesh(torch.device(world.device or "cpu").type, (world.size,))
     layers = _layers(backbone)
     if not layers:
         raise BackboneError(f"{type(backbone.model).__name__} has no list of layers to shard; set shard to false")
+    mesh = init_device_mesh(torch.device(world.device or "cpu").type, (world.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
 

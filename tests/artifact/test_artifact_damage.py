@@ -51,9 +51,9 @@ def edit(directory, path: str, value: object) -> None:
         ("spec.length", 0, "prompt.length = 0"),
         ("spec.length", "4", "spec.length = '4' must be int"),
         ("spec.length", 5, r"is \[4, 192\], must be \[5, 192\]"),
-        ("spec.length", 10**12, "larger than any prompt"),
-        ("spec.length", 10**400, "larger than any prompt"),
-        ("spec.reparam_width", 10**15, "larger than any prompt"),
+        ("spec.length", 10**12, "is larger than any prompt's"),
+        ("spec.length", 10**400, "is larger than any prompt's"),
+        ("spec.reparam_width", 10**15, "is larger than any prompt's"),
         ("spec.colour", "red", "unknown field 'spec.colour'"),
         ("spec.layers", [0, 7], r"prompt.layers names \[7\]"),
         ("spec.stacks", ["encoder"], "prompt.stacks names 'encoder'"),
@@ -161,9 +161,11 @@ def test_nan_is_never_written(backbone_of, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_sources_that_are_no_prompt(saved, backbone_of, tmp_path):
+def test_sources_that_are_no_prompt(saved, tmp_path, monkeypatch):
     refused(tmp_path / "kepd", "is not a directory; did you mean 'kept'")
     refused(tmp_path / "no" / "such" / "place", "is not a directory")
+    monkeypatch.chdir(tmp_path.parent)
+    refused(f"{tmp_path.name}/kepd", "is not a directory; did you mean 'kept'")  # not looked for on the hub
     refused(saved / WEIGHTS, "is a file; give the directory that holds it")
     refused(tmp_path, r"has neither foreword\.json nor adapter_config\.json; did you mean .*kept")
     (tmp_path / "empty").mkdir()

@@ -41,7 +41,7 @@ def saved(backbone_of, tmp_path):
     return save_prompt(prompt, tmp_path / "saved", backbone, scores={"bleu": 45.0})
 
 
-@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")  # huggingface_hub's own
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 def test_push_then_load(hub, saved, tmp_path):
     address = push_prompt(saved, "me/polite", private=True, token=hub.token, endpoint=hub.endpoint)
     assert address == f"{hub.endpoint}/me/polite/commit/{hub.commit('me/polite')}"

@@ -1,7 +1,7 @@
 """PEFT beside us: the same frozen weights twice, once as Transformers ships them (for PEFT) and once with ours."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import peft
@@ -10,13 +10,19 @@ import transformers as tf
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.prompts.batch import Row
+from foreword.prompts.soft_prompt import SoftPrompt, make_prompt
+from foreword.prompts.spec import PromptSpec
+from foreword.train.loss import target_loss
 
+ROWS = [Row((9, 10, 11, 12), ((20, 21, 2), (30, 2))), Row((40, 41), ((50, 51, 52, 53, 2),)), Row((60,), ((61, 2),))]
 TEXTS = ["abc", "xyz 123 q", "K", "a row that is longer than the window of 32 tokens"]
 
 # What PEFT and Transformers say on every use of these methods, and that does not matter here.
 HARMLESS = (
     "ignore:Position ids are not supported for parameter efficient tuning:UserWarning",
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
+    "ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning",
 )
 
 
@@ -102,3 +108,33 @@ def peft_generate(model: peft.PeftModel, ids: Sequence[int], new_len: int) -> li
 def note(text: str) -> None:
     """Print a fact about PEFT for whoever runs the tests with -s; nothing depends on it."""
     print(f"note: {text}")
+
+
+def made(backbone: Backbone, spec: PromptSpec, seed: int = 0) -> SoftPrompt:
+    """Return a prompt with random values that move a random backbone's logits."""
+    prompt, generator = make_prompt(spec, backbone), torch.Generator().manual_seed(seed)
+    for table in prompt.tables.values():
+        table.draw(generator)
+        table.set(torch.randn(table().shape, generator=generator))
+    return prompt
+
+
+def gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """Return the largest absolute difference."""
+    return max((a - b).abs().max().item() for a, b in zip(ours, theirs, strict=True))
+
+
+def gradients(backbone: Backbone, prompt: SoftPrompt, rows: Sequence[Row]) -> list[Tensor]:
+    """Return the gradient of the mean loss over target tokens for every parameter of the prompt."""
+    prompt.zero_grad()
+    loss = target_loss(backbone, rows, [prompt] * len(rows))
+    (loss.sum / loss.num_tokens).backward()
+    return [parameter.grad.clone() for parameter in prompt.parameters()]
+
+
+def tried(act: Callable[[], object]) -> str:
+    """Return what an action gives, or the error it ends in, as one line for `note`."""
+    try:
+        return str(act())
+    except Exception as error:  # whatever PEFT does is only reported
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"

@@ -12,6 +12,7 @@ from peers import (
     TEXTS,
     fresh_peft,
     load_peft,
+    made,
     peft_config,
     peft_generate,
     peft_logits,
@@ -22,26 +23,15 @@ from peers import (
 from safetensors.torch import load_file, save_file
 
 from foreword.artifact import content_digest, convert, load_prompt, save_prompt
-from foreword.backbone import Backbone
 from foreword.errors import ArtifactError, PromptError
 from foreword.generate import generate_ids, logits
 from foreword.generate.offline import make_rows
 from foreword.prompts.batch import Row
-from foreword.prompts.soft_prompt import SoftPrompt, make_prompt
 from foreword.prompts.spec import PromptSpec
 from foreword.train.loss import target_loss
 
 pytestmark = [pytest.mark.filterwarnings(message) for message in HARMLESS]
 NEW_LEN = 8
-
-
-def made(backbone: Backbone, spec: PromptSpec, seed: int = 0) -> SoftPrompt:
-    """Return a prompt with random values that move a random backbone's logits."""
-    prompt, generator = make_prompt(spec, backbone), torch.Generator().manual_seed(seed)
-    for table in prompt.tables.values():
-        table.draw(generator)
-        table.set(torch.randn(table().shape, generator=generator))
-    return prompt
 
 
 def check_equal(backbone, prompt, theirs, measure, law, family):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from foreword.errors import TrainingError
-from foreword.frozen import CHUNK_BYTES, Head, find_head
+from foreword.frozen import BLOCK_BYTES, Head, find_head
 from foreword.prompts.batch import Row
 from foreword.prompts.init import draw_undirected
 from foreword.prompts.soft_prompt import make_prompt
@@ -131,13 +131,13 @@ def test_a_projection_after_the_last_hidden_state_falls_back_to_the_whole_model(
 
 
 @pytest.mark.parametrize(("scale", "cap", "bias"), [*itertools.product((1.0, 0.3), (None, 5.0), (False, True))])
-def test_head_losses_equal_autograd_over_many_chunks(monkeypatch, scale, cap, bias):
-    monkeypatch.setitem(CHUNK_BYTES, "cpu", 1)  # the least: 16 positions a chunk
+def test_head_losses_equal_autograd_over_many_blocks(monkeypatch, scale, cap, bias):
+    monkeypatch.setitem(BLOCK_BYTES, "cpu", 1)  # the least: 256 columns a block
     torch.manual_seed(0)
-    module = torch.nn.Linear(12, 40).requires_grad_(False)
-    head = Head(module, scale, torch.randn(40) if bias else None, cap)
+    module = torch.nn.Linear(12, 700).requires_grad_(False)
+    head = Head(module, scale, torch.randn(700) if bias else None, cap)
     hidden = torch.randn(50, 12, requires_grad=True)
-    labels, weight = torch.randint(40, (50,)), torch.randn(50)
+    labels, weight = torch.randint(700, (50,)), torch.randn(50)
     losses = head.losses(hidden, labels)
     (gradient,) = torch.autograd.grad((losses * weight).sum(), hidden)
     twin = hidden.detach().double().requires_grad_()

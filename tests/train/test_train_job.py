@@ -1,10 +1,11 @@
 """The job: what it writes, what it repeats, when it stops, what it refuses."""
 
+import dataclasses
+import importlib
 import json
 
 import pytest
 import torch
-import yaml
 from backbones import FAMILIES, make
 from safetensors.torch import load_file
 from toy import EXAMPLES, metrics, run_config
@@ -12,10 +13,10 @@ from toy import EXAMPLES, metrics, run_config
 from foreword.artifact import load_prompt
 from foreword.config import build, load_yaml
 from foreword.data.records import Record
-from foreword.errors import ConfigError, DataError, TrainingError
-from foreword.prompts.spec import PromptSpec
+from foreword.errors import BackboneError, ConfigError, DataError, TrainingError
+from foreword.prompts.spec import InitSpec, PromptSpec
 from foreword.train.job import resume, train, train_prompt
-from foreword.train.run_config import BackboneConfig, DevConfig, Recipe, RunConfig, load_config, resolve
+from foreword.train.run_config import BackboneConfig, DevConfig, Recipe, RunConfig, TrainBatch, load_config, resolve
 
 
 @pytest.fixture
@@ -134,30 +135,54 @@ def test_a_directory_that_holds_a_run_is_refused(config):
         train(config(steps=1))
 
 
-def test_the_config_is_written_before_the_backbone_loads(config, tmp_path):
-    import dataclasses
+def test_the_config_is_written_before_the_backbone_loads(config, monkeypatch, tmp_path):
+    job = importlib.import_module("foreword.train.job")
+    written, load = [], job.load_backbone
 
-    from foreword.errors import BackboneError
+    def spy(*args, **kwargs):
+        written.append(load_config(tmp_path / "run" / "config.yaml"))
+        return load(*args, **kwargs)
 
-    broken = dataclasses.replace(config("broken"), backbone=BackboneConfig(source=str(tmp_path / "missing")))
+    monkeypatch.setattr(job, "load_backbone", spy)
+    train(config(), progress=False)
+    assert written == [resolve(config())]
+
+
+def test_a_run_that_took_no_step_leaves_its_directory_free(config, tmp_path):
+    broken = dataclasses.replace(config(), backbone=BackboneConfig(source=str(tmp_path / "missing")))
     with pytest.raises(BackboneError):
-        train(broken)
-    saved = yaml.safe_load((tmp_path / "broken" / "config.yaml").read_text())
-    assert saved["seed"] == 0
-    assert saved["optim"]["lr"] == 5e-3
+        train(broken, progress=False)
+    assert train(config(), progress=False).steps == 12
 
 
-def test_a_loss_that_is_not_finite_names_step_rows_and_checkpoint(config):
-    with pytest.raises(TrainingError, match=r"step \d+: .*nan.* on rows .*last good checkpoint: step-0000000\d"):
-        train(config(optim={"lr": 1e30, "clip": 0}, schedule={"name": "linear", "warmup": 10**30}, log_every=1), progress=False)
+def poison(at):
+    """An evaluator that puts a NaN into the prompt at one step, so that the next one fails."""
+
+    def evaluator(backbone, prompt, step):
+        if step == at:
+            prompt.tables["decoder"].inputs.data[0, 0] = float("nan")
+        return {}
+
+    return evaluator
 
 
-def test_checkpoints_before_a_failure_are_good(config, tmp_path):
-    with pytest.raises(TrainingError):
-        train(config(optim={"lr": 1e30, "clip": 0}, schedule={"name": "linear", "warmup": 10**30}), progress=False)
-    for path in (tmp_path / "run" / "checkpoints").glob("step-*"):
-        tensors = load_file(path / "tensors.safetensors")
-        assert all(torch.isfinite(t).all() for name, t in tensors.items() if name.startswith("learner."))
+def test_a_loss_that_is_not_finite_names_the_step_and_keeps_good_checkpoints(config, tmp_path):
+    settings = {"dev": {"every": 4}, "checkpoint": {"every": 3, "keep": 9}, "log_every": 10}
+    with pytest.raises(TrainingError, match=r"^step 5: loss = nan .* last good checkpoint: step-00000003; lower optim.lr"):
+        train(config(**settings), evaluator=poison(4), progress=False)
+    (path,) = (tmp_path / "run" / "checkpoints").glob("step-*")
+    assert all(torch.isfinite(t).all() for t in load_file(path / "tensors.safetensors").values())
+    assert [row["step"] for row in metrics(tmp_path / "run") if "loss" in row] == [1, 2, 3, 4]
+    whole = train(config("whole", **settings), evaluator=poison(0), progress=False)
+    assert resume(tmp_path / "run", evaluator=poison(0), progress=False).final_loss == whole.final_loss
+
+
+def test_a_loss_that_is_not_finite_names_its_rows_only():
+    backbone = make("llama")
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight[27] = float("nan")
+    with pytest.raises(TrainingError, match=r"step 1: .* on rows d;"):
+        train_prompt(backbone, EXAMPLES, PromptSpec(length=4, init=InitSpec("normal", std=0.1)), steps=3, batch=TrainBatch(rows=8))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -189,7 +214,7 @@ def test_defaults_are_resolved_and_a_missing_backbone_is_named(monkeypatch):
     config = resolve(RunConfig(task="e2e", backbone=BackboneConfig(source="somewhere")))
     assert (config.optim.lr, config.epochs, config.steps) == (5e-3, 5.0, None)
     assert config.run_dir == "runs/e2e-prefix10-seed0"
-    monkeypatch.setattr("foreword.train.run_config.bundled_backbones", dict)
+    monkeypatch.setattr(importlib.import_module("foreword.train.run_config"), "bundled_backbones", dict)
     with pytest.raises(ConfigError, match="backbone.source is not given"):
         resolve(RunConfig(task="e2e"))
 
