@@ -178,16 +178,16 @@ def _check_gradient(patient: _Examination) -> None:
     ]
     try:
         with torch.enable_grad():
-            loss = target_loss(patient.backbone, patient.rows, [prompt] * len(patient.rows)).sum
+            found = target_loss(patient.backbone, patient.rows, [prompt] * len(patient.rows))
     finally:
         for hook in hooks:
             hook.remove()
     parameters = dict(prompt.named_parameters())
     tables = {name: out for name, outs in made.items() for out in outs if out.requires_grad}
-    gradients = _gradients(loss, {**parameters, **{f"table {name}": out for name, out in tables.items()}})
+    gradients = _gradients(found.sum, {**parameters, **{f"table {name}": out for name, out in tables.items()}})
     silent = [f"no gradient reaches {name}" for name in parameters if gradients[name] is None]
     zero = [f"the gradient of {n} is zero" for n in parameters if gradients[n] is not None and not gradients[n].any()]
-    fine = f"reaches all {len(parameters)} tensors; loss {_mean_loss(patient, loss)}"
+    fine = f"reaches all {len(parameters)} tensors; loss {found.sum.item() / found.num_tokens:.3f} nats a token"
     if patient.note("gradient", silent + zero, fine):
         patient.note("dead parts", _dead(patient, gradients), "every virtual token, layer and number moves")
 
@@ -199,11 +199,6 @@ def _gradients(loss: Tensor, tensors: dict[str, Tensor]) -> dict[str, Tensor | N
         return dict.fromkeys(tensors)
     found = torch.autograd.grad(loss, list(wanted.values()), allow_unused=True)
     return {**dict.fromkeys(tensors), **dict(zip(wanted, found, strict=True))}
-
-
-def _mean_loss(patient: _Examination, loss: Tensor) -> str:
-    tokens = sum(len(target) for row in patient.rows for target in row.targets)
-    return f"{float(loss.detach()) / tokens:.3f} nats a token"
 
 
 def _dead(patient: _Examination, gradients: dict[str, Tensor | None]) -> list[str]:
@@ -402,6 +397,3 @@ def _first_values(backbone: Backbone, site: Site) -> Tensor:
         except _Reached:
             parts.append(probe.values[:, :, -1].flatten(1).float())
     return torch.cat(parts)
-
-
-__all__ = ["Check", "Findings", "Neighbour", "examine"]

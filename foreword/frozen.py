@@ -5,14 +5,17 @@ of the vocabulary at a time; nothing of size [M, V] ever exists.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import activations
 
-from foreword.backbone import Backbone
 from foreword.shapes import Float, Int
+
+if TYPE_CHECKING:
+    from foreword.backbone import Backbone
 
 BLOCK_BYTES = {"cpu": 1 << 21, "cuda": 1 << 27}
 """Size of one block of float32 logits: what stays in a CPU's cache, what fills a GPU."""
@@ -108,13 +111,16 @@ def _blocks(rows: int, vocabulary: int, device: torch.device) -> list[slice]:
     return [slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size)]
 
 
-def find_head(backbone: Backbone) -> Head | None:
+def find_head(backbone: "Backbone") -> Head | None:
     """Return the model's head if `hidden -> head -> logits` is all that the model does, else None.
 
     One probing pass compares the head's logits with the model's own; a model that does anything else after its
     last hidden state (a projection, a mixture) must be run as a whole. The answer is kept on the model.
     """
     model = backbone.model
+    output = model.get_output_embeddings()
+    if output is not None and any(parameter.requires_grad for parameter in output.parameters()):
+        return None  # full fine-tuning: a head that trains needs the gradient that `Head.losses` leaves out
     if not hasattr(model, "foreword_head"):
         model.foreword_head = _probe_head(backbone)
     head = model.foreword_head
@@ -123,13 +129,13 @@ def find_head(backbone: Backbone) -> Head | None:
     return head if usable else None
 
 
-def decoder_of(backbone: Backbone) -> nn.Module:
+def decoder_of(backbone: "Backbone") -> nn.Module:
     """Return the part of the model whose last hidden states the head turns into logits."""
     return backbone.model.get_decoder()
 
 
 @torch.no_grad()
-def _probe_head(backbone: Backbone) -> Head | None:
+def _probe_head(backbone: "Backbone") -> Head | None:
     model = backbone.model
     module = model.get_output_embeddings()
     if type(module) is not nn.Linear or decoder_of(backbone) is model:
@@ -147,7 +153,7 @@ def _probe_head(backbone: Backbone) -> Head | None:
     )
 
 
-def _probe_logits(backbone: Backbone) -> Float[Tensor, "T V"]:
+def _probe_logits(backbone: "Backbone") -> Float[Tensor, "T V"]:
     """Return the model's logits for a few tokens spread over the vocabulary."""
     size = backbone.model.get_input_embeddings().weight.shape[0]
     ids = torch.arange(1, 6, device=backbone.device)[None] * size // 7
@@ -180,16 +186,25 @@ def whole_losses(logits: Float[Tensor, "M V"], labels: Int[Tensor, " M"]) -> Flo
     return F.cross_entropy(logits.to(_loss_dtype(logits)), labels, reduction="none")
 
 
-    """Replace activations written as chains of element-wise operations by PyTorch's fused ones; return how many.
+@torch.no_grad()
+def fuse_activations(model: nn.Module) -> int:
+    """Replace activations written as chains of element-wise operations by PyTorch's fused one; return how many.
 
-    GPT-2's tanh GELU is eight passes over the widest tensor of a layer, seven of them kept for the backward pass. A
-    module is replaced only if it has no parameters and the fused function gives the same numbers to rounding, so
-    the state dict and the model's digest stay as they are.
+    GPT-2's tanh GELU is eight passes over the widest tensor of a layer, and most of their results are kept for the
+    backward pass. A Transformers activation is replaced only if it has no state and is the same function (probed in
+    float64), so the state dict and the model's digest stay as they are.
     """
     fused = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) in (NewGELUActivation, FastGELUActivation) and _same_function(child, TANH_GELU):
+            if type(child).__module__ == activations.__name__ and _is_tanh_gelu(child):
                 setattr(parent, name, nn.GELU(approximate="tanh"))
                 fused += 1
     return fused
+
+
+def _is_tanh_gelu(module: nn.Module) -> bool:
+    if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+        return False
+    probe = torch.linspace(-12, 12, 2001, dtype=torch.float64)
+    return bool(torch.allclose(module(probe), F.gelu(probe, approximate="tanh"), rtol=1e-9, atol=1e-9))

@@ -1,9 +1,8 @@
-"""The Hugging Face hub: fetch an artefact by id, and push one; only the files that an artefact may hold."""
+"""The Hugging Face hub: fetch an artefact by id; only the files that an artefact may hold."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -58,51 +57,12 @@ def fetch_prompt(repo_id: str, access: HubAccess) -> Path:
             allow_patterns=list(FILES),
         )
     except FAULTS as error:
-        raise ArtifactError(f"prompt {repo_id!r} is no directory here and {_reason(error)}") from None
+        raise ArtifactError(f"prompt {repo_id!r} is no directory here and {reason(error)}") from None
     return Path(found)
 
 
-def push_prompt(
-    directory: str | Path,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    endpoint: str | None = None,
-    message: str = "Upload soft prompt",
-) -> str:
-    """Upload a saved artefact to a hub repository, made if need be, and return the commit's address.
-
-    Args:
-        directory: as `save_prompt` wrote it; it is loaded first, so that no damaged artefact is published.
-        repo_id: `owner/name`.
-        private: visibility of a repository that is made; None takes the owner's default.
-        token: write token; None takes the stored login.
-        endpoint: address of another hub.
-        message: commit message.
-
-    Raises:
-        ArtifactError: the artefact does not load, or the hub refuses.
-    """
-    from foreword.artifact.store import load_prompt  # store imports this module
-
-    if not is_hub_id(repo_id):
-        raise ArtifactError(f"repo_id = {repo_id!r} is not of the form owner/name")
-    if not Path(directory).is_dir():
-        raise ArtifactError(f"prompt {str(directory)!r} is not a directory; save the prompt first")
-    load_prompt(directory)
-    api = huggingface_hub.HfApi(endpoint=endpoint, token=token)
-    try:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        commit: Any = api.upload_folder(
-            repo_id=repo_id, folder_path=directory, allow_patterns=list(FILES), commit_message=message
-        )
-    except FAULTS as error:
-        raise ArtifactError(f"prompt {str(directory)!r} was not pushed to {repo_id!r}: {_reason(error)}") from None
-    return str(commit.commit_url)
-
-
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """Return what went wrong at the hub, for the end of a message."""
     if isinstance(error, RepositoryNotFoundError):
         return "the hub has no such repository, or your token may not read it; check the id and log in"
     if isinstance(error, LocalEntryNotFoundError):

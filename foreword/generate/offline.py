@@ -14,7 +14,7 @@ from foreword.backbone import Backbone
 from foreword.data.examples import encode_source, get_format
 from foreword.errors import ConfigError, PromptError
 from foreword.prompts.bank import PrefixKV
-from foreword.prompts.batch import Row, pack, realise_all
+from foreword.prompts.batch import Row, pack, place_inline, realise_all
 from foreword.prompts.inject import activate
 from foreword.prompts.padded import pad, pad_targets
 from foreword.prompts.soft_prompt import Realised, SoftPrompt
@@ -86,6 +86,7 @@ def generate_ids(
     made: list[list[int]] = [[] for _ in rows]
     with _evaluating(prompts), _seeded(seed, backbone.device):
         realised = realise_all(backbone, prompts)
+        _check_sources(backbone, rows, realised)
         for start in range(0, len(order), size):
             chunk = order[start : start + size]
             new = _generate_batch(backbone, [rows[i] for i in chunk], [realised[i] for i in chunk], options)
@@ -174,9 +175,20 @@ def _generate_batch(
         except (ValueError, TypeError) as error:
             if "model_kwargs" in str(error) or "unexpected keyword" in str(error):
                 raise ConfigError(f"generation option not known: {' '.join(str(error).split())}") from None
+            if "inputs_embeds" in inputs and "inputs_embeds" in str(error):
+                name = type(backbone.model).__name__
+                raise PromptError(f"Transformers' {name} generates from token ids only, not with soft tokens") from None
             raise
     skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else int(backbone.is_encoder_decoder)
     return [_until_stop(ids, _stop_ids(backbone, options)) for ids in out[:, skip:].tolist()]
+
+
+def _check_sources(backbone: Backbone, rows: Sequence[Row], realised: Sequence[Realised | None]) -> None:
+    """Refuse a row without any token to start from, by its number among the texts given."""
+    bos = backbone.tokenizer.bos_token_id
+    for number, (row, prompt) in enumerate(zip(rows, realised, strict=True)):
+        if not place_inline(row.source, prompt, bos, row.tail)[0]:
+            raise PromptError(f"text {number} has no token to start from; give it at least one")
 
 
 def _check_options(options: dict[str, Any]) -> None:

@@ -65,7 +65,7 @@ class AttentionCall:
         mask = self.mask
         if self.bias is not None:
             mask, options["is_causal"] = self._mask_with_bias(), False
-        if options.get("softcap") is not None or options.get("s_aux") is not None:
+        if options.get("softcap") is not None or options.get("s_aux") is not None or self._is_slow_in_sdpa():
             return _explicit_attention(dataclasses.replace(self, mask=mask))
         return sdpa_attention_forward(self.module, self.query, self.key, self.value, mask, **options)
 
@@ -78,6 +78,12 @@ class AttentionCall:
         if causal and new_len > 1:
             mask = mask.tril(total_len - new_len)
         return dataclasses.replace(self, mask=mask, options={**self.options, "is_causal": False})
+
+    def _is_slow_in_sdpa(self) -> bool:
+        """Training in bfloat16 on a CPU: SDPA's backward takes four times as long as plain products (short texts)."""
+        is_short = self.key.shape[2] <= 1024  # plain products keep [B, H, T, S]
+        trains = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
+        return trains and is_short and self.query.dtype == torch.bfloat16 and self.query.device.type == "cpu"
 
     def _mask_with_bias(self) -> Tensor:
         call = self if self.mask is not None or self.query.shape[2] == 1 else self.with_explicit_mask()
@@ -118,7 +124,9 @@ def install(model: PreTrainedModel) -> None:
     """Switch `model` to our attention function and hook; calling it twice changes nothing more."""
     ALL_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(IMPLEMENTATION, _mask)
-    model.set_attn_implementation(IMPLEMENTATION)
+    for part in model.modules():  # up to Transformers 5.19, setting it on T5 does not reach the configs of its stacks
+        if isinstance(part, PreTrainedModel):
+            part.set_attn_implementation(IMPLEMENTATION)
     if not getattr(model, "foreword_hooked", False):
         for entrance in entrances(model):
             entrance.register_forward_pre_hook(_hand_down, with_kwargs=True)
@@ -299,11 +307,14 @@ class Injection:
         return at.expand(call.query.shape[0], -1)
 
 
-@dataclass
 class Recorder:
-    """Keeps the keys and values [B, K, T, D] that each site computes; gradients flow through them."""
+    """Keeps the keys and values [B, K, T, D] that each site computes; gradients flow through them.
 
-    states: dict[Site, tuple[Tensor, Tensor]] = dataclasses.field(default_factory=dict)
+    Not a dataclass: FSDP copies dataclasses among a layer's arguments, and what a copy records is lost.
+    """
+
+    def __init__(self) -> None:
+        self.states: dict[Site, tuple[Tensor, Tensor]] = {}
 
     def for_forward(self, model: PreTrainedModel, kwargs: dict[str, Any]) -> tuple["Recorder", dict[str, Any]]:
         """Return itself; a recording changes no argument."""
@@ -370,9 +381,12 @@ def _lowest(mask: Tensor) -> float:
 def _explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Attention with what SDPA does not offer: tanh soft-capping of the scores (Gemma 2), sinks [H] (gpt-oss)."""
     groups = call.query.shape[1] // call.key.shape[1]
-    key, value = call.key.repeat_interleave(groups, 1), call.value.repeat_interleave(groups, 1)
+    key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (call.key, call.value))
     cap, sinks, scaling = (call.options.get(name) for name in ("softcap", "s_aux", "scaling"))
-    scores = call.query @ key.transpose(2, 3) * (scaling or call.query.shape[-1] ** -0.5)
+    query = call.query * (call.query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # exact scores, and no slower there
+        query, key = query.float(), key.float()
+    scores = query @ key.transpose(2, 3)
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     mask = call.mask if call.mask is not None else call.with_explicit_mask().mask

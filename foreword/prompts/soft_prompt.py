@@ -99,7 +99,8 @@ class SoftPrompt(nn.Module):
             offsets = self._states("offset", self.sites)
             prefix = PrefixKV({}, 0, infix=offsets, infix_length=self.length)
             return Realised(prefix=prefix, inline=inline, where="infix")
-        if backbone.is_encoder_decoder or self.spec.placement == "suffix" or not backbone.geometry.sites:
+        sharded = getattr(backbone.model, "foreword_sharded", False)  # backward cannot enter a sharded layer's inside
+        if backbone.is_encoder_decoder or self.spec.placement == "suffix" or not backbone.geometry.sites or sharded:
             return Realised(inline=inline, where=self.spec.placement)
         return Realised(prefix=_compile(self, backbone, inline))
 

@@ -51,7 +51,7 @@ def train_gang(
     """
     configs = [resolve(config) for config in configs]
     check_gang(configs)
-    world = join_world()
+    world = join_world(configs[0].backbone.device)
     if world.is_first:
         for config in configs:
             RunRecord.create(config).close()
@@ -97,7 +97,7 @@ def check_gang(configs: Sequence[RunConfig]) -> None:
 
 
 def _run(configs: Sequence[RunConfig], evaluator: Evaluator | None, progress: bool | None) -> list[TrainResult]:
-    world = join_world()
+    world = join_world(configs[0].backbone.device)
     backbone = load_frozen(configs[0], world)
     loaded = _load_all(configs, backbone)
     runs = [

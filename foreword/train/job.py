@@ -41,7 +41,7 @@ def train(config: RunConfig, *, evaluator: Evaluator | None = None, progress: bo
         TrainingError: a loss that is not finite, or a prompt tensor without gradient.
     """
     config = resolve(config)
-    world = join_world()
+    world = join_world(config.backbone.device)
     if world.is_first:
         RunRecord.create(config).close()  # before the backbone loads
     world.wait()
@@ -73,7 +73,7 @@ def resume(
         TrainingError: the newest checkpoint is damaged, or data or backbone have changed.
     """
     saved = read_config(run_dir, None if config is None else resolve(config))
-    return _run(saved, join_world(), evaluator, progress)
+    return _run(saved, join_world(saved.backbone.device), evaluator, progress)
 
 
 def train_prompt(

@@ -75,13 +75,17 @@ class World:
             dist.barrier()
 
 
-def join_world() -> World:
-    """Return this process's place among those that `accelerate launch` or `torchrun` started; alone without them."""
+def join_world(device: str | None = None) -> World:
+    """Return this process's place among those that `accelerate launch` or `torchrun` started; alone without them.
+
+    Args:
+        device: the configured device; `cpu` keeps the processes off the GPUs and talking through gloo.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return World()
     from accelerate import PartialState
 
-    state = PartialState()
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     return World(state.process_index, state.num_processes, str(state.device))
 
 
@@ -102,6 +106,7 @@ def shard_weights(backbone: Backbone, world: World) -> None:
     mesh = init_device_mesh(torch.device(world.device or "cpu").type, (world.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
+    backbone.model.foreword_sharded = True  # embedding prompts then run in each row (SoftPrompt.realise)
 
 
 def _layers(backbone: Backbone) -> list[torch.nn.Module]:

@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FEWER_STEPS = ["steps=2", "epochs=null", "data.limit=8", "data.dev_limit=4"]
 SMALLER = {"steps=300": "steps=2", "limit=100": "limit=2", "max_new_tokens=32": "max_new_tokens=4"}
-INVENTED = 'mr,ref\n"name[The Heron], eatType[pub]","The Heron is a pub."\n"name[Elm], area[riverside]","Elm is by the river."\n'
+INVENTED = """mr,ref
+"name[The Heron], eatType[pub]","The Heron is a pub."
+"name[Elm], area[riverside]","Elm is by the river."
+"""
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:

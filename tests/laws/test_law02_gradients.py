@@ -99,7 +99,7 @@ def test_checkpointing_gives_the_same_gradient_from_another_thread(name, backbon
         neighbours = [prompt, drawn(backbone, PromptSpec(length=6), 5), None]
         plain = torch.autograd.grad(target_loss(backbone, rows, neighbours).sum, list(prompt.parameters()))
         calls = []
-        layer = [m for m in recomputing.model.modules() if hasattr(m, "foreword_site")][0]
+        layer = next(m for m in recomputing.model.modules() if hasattr(m, "foreword_site"))
         hook = layer.register_forward_hook(lambda *_, calls=calls: calls.append(threading.get_ident()))
         backward_elsewhere(target_loss(recomputing, rows, neighbours).sum)
         hook.remove()

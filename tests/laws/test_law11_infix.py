@@ -5,6 +5,7 @@ import torch
 from lawbook import DECODERS, WINDOW, WINDOWED, Naive, difference, drawn, packed_logits, padded_logits, random_ids
 from transformers import DynamicCache
 
+from foreword.generate.offline import generate_ids
 from foreword.prompts.batch import Row, realise_all
 from foreword.prompts.inject import activate
 from foreword.prompts.padded import pad
@@ -49,7 +50,8 @@ def test_an_infix_agrees_with_the_naive_formula(name, backbone_of, measure):
     shapes = [(12, 1), (3, 0), (60, WINDOW + 11), (25, 3)]
     rows = [Row(random_ids(length, length), tail=tail) for length, tail in shapes]
     with torch.no_grad():
-        ways = [packed_logits(backbone, rows, made), *(padded_logits(backbone, rows, made, s) for s in ("left", "right"))]
+        padded = (padded_logits(backbone, rows, made, side) for side in ("left", "right"))
+        ways = [packed_logits(backbone, rows, made), *padded]
         for number, (row, prompt) in enumerate(zip(rows, made, strict=True)):
             ids = torch.tensor(row.source)
             if prompt is None:
@@ -71,8 +73,6 @@ def test_a_sliding_cache_does_not_shift_the_infix(name, implementation, backbone
     backbone = backbone_of(name)
     rows = [Row(random_ids(20, 1), tail=1), Row(random_ids(6, 2), tail=1), Row(random_ids(11, 3))]
     prompts = [infix(backbone, 4, 1), infix(backbone, 3, 2), None]
-    from foreword.generate.offline import generate_ids
-
     options = {"max_new_tokens": WINDOW + 14, "eos_token_id": -1, "cache_implementation": implementation}
     made = generate_ids(backbone, rows, prompts, **options)
     for row, prompt, ids in zip(rows, prompts, made, strict=True):

@@ -28,7 +28,7 @@ def main() -> None:
         resume(run_dir, progress=False)
     if jobs["gang"]:
         train_gang([build(RunConfig, tree) for tree in jobs["gang"]], progress=False)
-    world = join_world()
+    world = join_world("cpu")
     backbone = load_backbone(jobs["single"][0]["backbone"]["source"], device="cpu")
     whole = sum(p.numel() for p in backbone.model.parameters())
     shard_weights(backbone, world)
