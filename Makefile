@@ -7,6 +7,7 @@ TORCH = $(shell grep '^torch==' requirements.lock)
 
 # Tests and demo run on CPU cores that they share; more threads than cores only make them wait for each other.
 export TOKENIZERS_PARALLELISM = false
+export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .PHONY: help setup demo test test-slow lint lock java clean

@@ -18,9 +18,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils import logging as hf_logging
 
 from foreword.errors import BackboneError, PromptError, nearest
+from foreword.frozen import fuse_activations
 from foreword.prompts.bank import Site, States
 from foreword.prompts.inject import AttentionCall, Recorder, activate, entrances, install
 
@@ -183,8 +185,7 @@ def load_backbone(
         model = _load_model(kind, path, DTYPES[dtype], device, quantization, options)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise BackboneError(f"backbone {str(source)!r} cannot be loaded: {' '.join(str(error).split())}") from error
-    files = tuple(sorted(Path(path).glob("*.safetensors"))) if Path(path).is_dir() else ()
-    return wrap_backbone(model, tokenizer, source=str(source), weight_files=files)
+    return wrap_backbone(model, tokenizer, source=str(source), weight_files=_weight_files(path, revision))
 
 
 def wrap_backbone(
@@ -203,6 +204,7 @@ def wrap_backbone(
     for parameter in model.parameters():
         parameter.requires_grad_(False)
         parameter.grad = None
+    fuse_activations(model)
     _check_finite(model)
     _set_pad_token(tokenizer)
     return Backbone(model, tokenizer, read_geometry(model), source or model.config.name_or_path, weight_files)
@@ -241,6 +243,23 @@ def _load_model(
         quantized = BitsAndBytesConfig(**{f"load_in_{quantization}": True}, bnb_4bit_compute_dtype=dtype)
         return kind.from_pretrained(path, dtype=dtype, device_map=device, quantization_config=quantized, **options)
     return kind.from_pretrained(path, dtype=dtype, **options).to(device)
+
+
+def _weight_files(path: str, revision: str | None) -> tuple[Path, ...]:
+    """Return the files that the weights came from: in a directory, or in the hub's cache after loading.
+
+    Their digest does not depend on the dtype they are loaded in, so a prompt fits the model in any.
+    """
+    if Path(path).is_dir():
+        return tuple(sorted(Path(path).glob("*.safetensors")) or sorted(Path(path).glob("pytorch_model*.bin")))
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        found = cached_file(path, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        if found is not None and name == SAFE_WEIGHTS_NAME:
+            return (Path(found),)
+        if found is not None:
+            shards = sorted(set(json.loads(Path(found).read_text(encoding="utf-8"))["weight_map"].values()))
+            return tuple(Path(cached_file(path, shard, revision=revision)) for shard in shards)
+    return ()
 
 
 def _check_finite(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What a frozen model allows: its output head applied to chosen positions, losses whose logits never exist at once.
+"""What a frozen model allows: fused activations, and a loss whose logits never exist.
 
 The head is frozen, so the loss's gradient for a hidden state can be computed together with the loss itself, a block
 of the vocabulary at a time; nothing of size [M, V] ever exists.

@@ -163,6 +163,8 @@ def _generate_batch(
     """Return new ids of one batch, cut after the stopping token."""
     batch = pad(backbone, rows, realised, new_len=options.get("max_new_tokens") or 0)
     inputs = dict(batch.inputs)
+    if "inputs_embeds" in inputs and not backbone.is_encoder_decoder:
+        _check_embedded(options)
     with activate(batch.injection):
         if backbone.is_encoder_decoder:
             inputs["encoder_outputs"] = backbone.model.get_encoder()(**inputs)
@@ -181,6 +183,13 @@ def _generate_batch(
             raise
     skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else int(backbone.is_encoder_decoder)
     return [_until_stop(ids, _stop_ids(backbone, options)) for ids in out[:, skip:].tolist()]
+
+
+def _check_embedded(options: dict[str, Any]) -> None:
+    """Refuse what Transformers can only do from token ids, where soft tokens stand among a row's text."""
+    for name in ("prefill_chunk_size", "assistant_model", "prompt_lookup_num_tokens"):
+        if options.get(name):
+            raise PromptError(f"{name} needs rows of token ids alone; leave it out for suffixes and infixes")
 
 
 def _check_sources(backbone: Backbone, rows: Sequence[Row], realised: Sequence[Realised | None]) -> None:

@@ -383,10 +383,10 @@ def _explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (call.key, call.value))
     cap, sinks, scaling = (call.options.get(name) for name in ("softcap", "s_aux", "scaling"))
-    query = call.query * (call.query.shape[-1] ** -0.5 if scaling is None else scaling)
+    query, scaling = call.query, call.query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # exact scores, and no slower there
         query, key = query.float(), key.float()
-    scores = query @ key.transpose(2, 3)
+    scores = (query * scaling) @ key.transpose(2, 3)
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     mask = call.mask if call.mask is not None else call.with_explicit_mask().mask

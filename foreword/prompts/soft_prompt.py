@@ -211,8 +211,12 @@ def compile_prompt(prompt: SoftPrompt, backbone: Backbone) -> PrefixKV:
         where = "an encoder" if backbone.is_encoder_decoder else f"placement {prompt.spec.placement!r}"
         raise PromptError(f"a {prompt.spec.kind} in {where} depends on the text, so it does not compile to a prefix")
     require_prefix(backbone)
-    with torch.no_grad():
-        return prompt.realise(backbone).prefix.detach()
+    training = prompt.training
+    try:
+        with torch.no_grad():
+            return prompt.eval().realise(backbone).prefix.detach()  # what is served has no dropout
+    finally:
+        prompt.train(training)
 
 
 def _compile(prompt: SoftPrompt, backbone: Backbone, inline: SoftTokens) -> PrefixKV:

@@ -1,5 +1,6 @@
 """What a training run trains: anything with parameters, prompts for the rows of a pass, and a way to be saved."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +62,10 @@ class SeededDropout(nn.Module):
         return values * (drawn >= self.probability) / (1 - self.probability)
 
 
+def _shapes(prompt: SoftPrompt) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in prompt.state_dict().items()}
+
+
 class PromptLearner:
     """A learner whose trainable parameters are one soft prompt's tables; the backbone stays frozen."""
 
@@ -85,9 +90,16 @@ class PromptLearner:
             training_ids: token ids of training texts, for the `data` initialisation.
         """
         prompt = make_prompt(spec, backbone)
-        source = load_prompt(spec.init.artifact) if spec.init.name == "artifact" else None
         generator = torch.Generator().manual_seed(seed)
-        report = initialise(prompt, backbone, generator, training_ids=training_ids, source=source)
+        if spec.init.name != "artifact":
+            report = initialise(prompt, backbone, generator, training_ids=training_ids)
+            return cls(prompt, backbone, seed), report
+        source = load_prompt(spec.init.artifact, backbone, unfolded=spec.reparam == "mlp")
+        report = initialise(prompt, backbone, generator, source=source)
+        if _shapes(source) == _shapes(prompt):  # the very same form: go on with its MLP instead of fitting a new one
+            prompt.load_state_dict(source.state_dict())
+            kept = ", with its MLP" if spec.reparam == "mlp" else ""
+            report = dataclasses.replace(report, detail=f"{report.detail}{kept}", error=0.0)
         return cls(prompt, backbone, seed), report
 
     def parameters(self) -> dict[str, Tensor]:

@@ -123,7 +123,7 @@ class Run:
                 self.record = RunRecord(self.run_dir, self.recipe.checkpoint.keep)
                 self.record.go_back_to(checkpoint)
                 self.sinks = open_sinks(self.run_dir, self.recipe, self.trainee.step)
-        display.say(f"going on from step {self.trainee.step}" if self.trainee.step else self.init_line)
+        self._say(f"going on from step {self.trainee.step}" if self.trainee.step else self.init_line)
 
     def after_step(self, report: StepReport) -> None:
         """Look at the loss, evaluate and save, each when it is due."""
@@ -214,7 +214,12 @@ class Run:
         self._write(step, {f"dev_{name}": value for name, value in scores.items()}, prefix="")
         self.stopped = config.patience is not None and self.best.since >= config.patience
         figures = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-        self.display.say(f"dev at step {step}: {figures}{' (best)' if better else ''}")
+        self._say(f"dev at step {step}: {figures}{' (best)' if better else ''}")
+
+    def _say(self, line: str) -> None:
+        """Show a line, with the member's name in a gang."""
+        alone = self.display.title == self.recipe.title
+        self.display.say(line if alone or self.run_dir is None else f"{self.run_dir.name}: {line}")
 
     def _keep_best(self, step: int) -> None:
         if self.run_dir is None:

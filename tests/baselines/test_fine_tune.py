@@ -38,7 +38,10 @@ def test_the_step_is_plain_training_of_the_whole_model(family):
     settings = recipe(steps=1, method="fine_tune", batch=TrainBatch(rows=8))
     trainee = Trainee(learner, EXAMPLES, settings, World())
     loss = naive_loss(backbone)
-    names, wanted = list(trainee.parameters), torch.autograd.grad(loss, list(trainee.parameters.values()), allow_unused=True)
+    names, wanted = (
+        list(trainee.parameters),
+        torch.autograd.grad(loss, list(trainee.parameters.values()), allow_unused=True),
+    )
     kept = {}
     trainee.optimiser.step = lambda lr: kept.update({name: p.grad for name, p in trainee.parameters.items()})
     (report,) = train_step(backbone, [trainee], World())
@@ -98,5 +101,5 @@ def test_the_models_own_dropout_is_on_while_training_and_resumes(tmp_path):
 def test_weights_in_half_precision_are_refused():
     backbone = make("llama")
     backbone.model.to(torch.bfloat16)
-    with pytest.raises(BackboneError, match="set backbone.dtype to float32"):
+    with pytest.raises(BackboneError, match=r"set backbone\.dtype to float32"):
         FineTune(FineTuneSpec(), backbone, seed=0)

@@ -43,7 +43,13 @@ def assert_same(run: Path, whole: Path) -> None:
 def test_twenty_kills_change_nothing(config, tmp_path):
     whole = train(config("whole"), progress=False).run_dir
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config("unused"))))
-    driver = [sys.executable, str(Path(__file__).with_name("forked.py")), str(tmp_path / "config.json"), "7", str(KILLS)]
+    driver = [
+        sys.executable,
+        str(Path(__file__).with_name("forked.py")),
+        str(tmp_path / "config.json"),
+        "7",
+        str(KILLS),
+    ]
     ran = subprocess.run(driver, capture_output=True, text=True, env=ENVIRONMENT, timeout=280)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout.splitlines()[-1])
@@ -69,6 +75,8 @@ def test_the_command_line_goes_on_after_a_kill(config, tmp_path):
         child.send_signal(signal.SIGKILL)
         assert child.wait() == -signal.SIGKILL
     assert not (tmp_path / "killed" / "artifact").exists()
-    again = subprocess.run([*words, "--resume", str(tmp_path / "killed")], env=ENVIRONMENT, capture_output=True, text=True)
+    again = subprocess.run(
+        [*words, "--resume", str(tmp_path / "killed")], env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert again.returncode == 0, again.stderr
     assert_same(tmp_path / "killed", whole)

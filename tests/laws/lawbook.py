@@ -166,7 +166,9 @@ class Naive:
         config._attn_implementation = "sdpa"
         self.model = type(backbone.model)(config).eval()
         self.model.load_state_dict(backbone.model.state_dict())
-        self.model.set_attn_implementation(self.name)
+        for part in self.model.modules():  # up to Transformers 5.19, T5's stacks do not follow the whole
+            if hasattr(part, "set_attn_implementation"):
+                part.set_attn_implementation(self.name)
         self.seq2seq = backbone.is_encoder_decoder
         self.sites = list(backbone.geometry.sites)
         self.prefix = PrefixKV({}, 0)

@@ -126,7 +126,9 @@ def test_a_wrong_number_of_rows_is_refused(backbone_of):
 
 def test_a_bank_of_prompts_at_different_sites_masks_what_each_lacks():
     keys = torch.ones(2, 3, 4)
-    bank = Bank([PrefixKV({("decoder", 0): (keys, keys)}, 3), PrefixKV({("decoder", 1): (keys[:, :2], keys[:, :2])}, 2)], "cpu")
+    short = keys[:, :2]
+    first, second = PrefixKV({("decoder", 0): (keys, keys)}, 3), PrefixKV({("decoder", 1): (short, short)}, 2)
+    bank = Bank([first, second], "cpu")
     slots = torch.tensor([0, 1, -1])
     assert bank.site_lengths(("decoder", 0), slots).tolist() == [3, 0, 0]
     assert bank.site_lengths(("decoder", 1), slots).tolist() == [0, 2, 0]

@@ -92,7 +92,9 @@ def test_plain_torch_adamw_would_not_do():
     assert (parameters["table"].double() - wanted["table"]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("changes", [{}, {"step_offset": 1_100_000}, {"scale_by_parameter": True}, {"weight_decay": 0.1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"step_offset": 1_100_000}, {"scale_by_parameter": True}, {"weight_decay": 0.1}]
+)
 def test_adafactor_is_t5xs(changes):
     config = OptimConfig(name="adafactor", **changes)
     wanted = t5x_adafactor(config)
@@ -147,7 +149,12 @@ def test_schedules():
 
 @pytest.mark.parametrize(
     ("config", "limit"),
-    [(OptimConfig(), 1.0), (OptimConfig(clip=0.25), 0.25), (OptimConfig(clip=0), None), (OptimConfig("adafactor"), None)],
+    [
+        (OptimConfig(), 1.0),
+        (OptimConfig(clip=0.25), 0.25),
+        (OptimConfig(clip=0), None),
+        (OptimConfig("adafactor"), None),
+    ],
 )
 def test_clipping(config, limit):
     parameters = tensors()
@@ -175,5 +182,5 @@ def test_bad_values_are_named(field, value):
 
 
 def test_bad_warmup_is_named():
-    with pytest.raises(ConfigError, match="schedule.warmup"):
+    with pytest.raises(ConfigError, match=r"schedule\.warmup"):
         ScheduleConfig(warmup=-1)

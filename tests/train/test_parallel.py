@@ -1,4 +1,4 @@
-"""Two gloo processes give the one-process result: plain, accumulated, with shared sources, sharded, as a gang, resumed."""
+"""Two gloo processes give the one-process result: plain, accumulated, shared sources, sharded, a gang, resumed."""
 
 import json
 import os
@@ -54,7 +54,9 @@ def results(tmp_path_factory):
 
     def configs(where):
         short = {"steps": 6, "dev": {"every": 3}, "checkpoint": {"every": 3}}
-        return {name: run_config(backbone, task, root / where / name, **short, **changes) for name, changes in JOBS.items()}
+        return {
+            name: run_config(backbone, task, root / where / name, **short, **changes) for name, changes in JOBS.items()
+        }
 
     gang = {where: list(configs(f"{where}-gang").values())[:3] for where in ("one", "two")}
     for config in configs("one").values():

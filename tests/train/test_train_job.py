@@ -125,7 +125,7 @@ def test_a_changed_config_on_resume_is_named(config):
     result = train(config(), progress=False)
     with pytest.raises(ConfigError, match=r"optim.lr was 0.005 and is now 0.001"):
         resume(result.run_dir, config(optim={"lr": 1e-3}))
-    with pytest.raises(ConfigError, match="holds no config.yaml"):
+    with pytest.raises(ConfigError, match=r"holds no config\.yaml"):
         resume(result.run_dir / "nowhere")
 
 
@@ -168,7 +168,9 @@ def poison(at):
 
 def test_a_loss_that_is_not_finite_names_the_step_and_keeps_good_checkpoints(config, tmp_path):
     settings = {"dev": {"every": 4}, "checkpoint": {"every": 3, "keep": 9}, "log_every": 10}
-    with pytest.raises(TrainingError, match=r"^step 5: loss = nan .* last good checkpoint: step-00000003; lower optim.lr"):
+    with pytest.raises(
+        TrainingError, match=r"^step 5: loss = nan .* last good checkpoint: step-00000003; lower optim.lr"
+    ):
         train(config(**settings), evaluator=poison(4), progress=False)
     (path,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     assert all(torch.isfinite(t).all() for t in load_file(path / "tensors.safetensors").values())
@@ -182,14 +184,22 @@ def test_a_loss_that_is_not_finite_names_its_rows_only():
     with torch.no_grad():
         backbone.model.get_input_embeddings().weight[27] = float("nan")
     with pytest.raises(TrainingError, match=r"step 1: .* on rows d;"):
-        train_prompt(backbone, EXAMPLES, PromptSpec(length=4, init=InitSpec("normal", std=0.1)), steps=3, batch=TrainBatch(rows=8))
+        train_prompt(
+            backbone,
+            EXAMPLES,
+            PromptSpec(length=4, init=InitSpec("normal", std=0.1)),
+            steps=3,
+            batch=TrainBatch(rows=8),
+        )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_leaves_the_backbone_as_it_was(family):
     backbone = make(family)
     before = backbone.state_digest()
-    result = train_prompt(backbone, EXAMPLES, PromptSpec(length=4), steps=6, dev=EXAMPLES[:3], recipe=Recipe(dev=DevConfig(every=2)))
+    result = train_prompt(
+        backbone, EXAMPLES, PromptSpec(length=4), steps=6, dev=EXAMPLES[:3], recipe=Recipe(dev=DevConfig(every=2))
+    )
     assert backbone.state_digest() == before
     assert all(p.grad is None and not p.requires_grad for p in backbone.model.parameters())
     assert result.best_dev is not None
@@ -215,7 +225,7 @@ def test_defaults_are_resolved_and_a_missing_backbone_is_named(monkeypatch):
     assert (config.optim.lr, config.epochs, config.steps) == (5e-3, 5.0, None)
     assert config.run_dir == "runs/e2e-prefix10-seed0"
     monkeypatch.setattr(importlib.import_module("foreword.train.run_config"), "bundled_backbones", dict)
-    with pytest.raises(ConfigError, match="backbone.source is not given"):
+    with pytest.raises(ConfigError, match=r"backbone\.source is not given"):
         resolve(RunConfig(task="e2e"))
 
 
@@ -240,5 +250,5 @@ def test_bad_recipes_are_one_line(tmp_path, text, message):
 
 
 def test_an_unknown_dev_metric_names_the_nearest(config):
-    with pytest.raises(ConfigError, match="dev.metric = 'los' is not among the scores; did you mean 'loss'"):
+    with pytest.raises(ConfigError, match=r"dev\.metric = 'los' is not among the scores; did you mean 'loss'"):
         train(config(dev={"every": 2, "metric": "los"}), progress=False)
