@@ -1,13 +1,9 @@
-"""Two ways to train the same prefix on the same rows: Foreword's loss and a plain loop over PEFT; and their clock."""
+"""Two ways to train the same prefix on the same rows: Foreword's loss, and a plain loop over PEFT."""
 
 import copy
-import gc
 import random
-import resource
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -38,6 +34,7 @@ class E2ERows:
 
     @classmethod
     def load(cls) -> "E2ERows":
+        """Return the rows in the papers' text format; needs the folder of public data."""
         folder = data_file("tokenizers/gpt2/vocab.json", "any GPT-2 checkpoint").parent
         tokenizer = GPT2Tokenizer.from_pretrained(folder)
         return cls(tokenizer, tokenise(get_task("e2e").load("train"), tokenizer, FORMATS["paper"]).examples)
@@ -93,6 +90,7 @@ class Ours(_Stepping):
         self.optimizer = torch.optim.AdamW(self.prompt.parameters(), lr=LEARNING_RATE, fused=True)
 
     def loss(self, batch: Sequence[Example]) -> Tensor:
+        """Return the mean loss over target tokens."""
         rows = [Row(example.source_ids, (example.target_ids,)) for example in batch]
         if self.share:
             targets: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
@@ -119,14 +117,15 @@ class Peft(_Stepping):
         self.optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE)
 
     def loss(self, batch: Sequence[Example]) -> Tensor:
+        """Return the model's own loss, which is the mean over target tokens too."""
         inputs = collate(batch, self.pad_id)
         return self.model(**{name: tensor.to(self.device) for name, tensor in inputs.items()}).loss
 
 
-def gradient_difference(model: PreTrainedModel, data: E2ERows, batch: Sequence[Example], share: bool) -> float:
-    """Return |ours - PEFT's| / |PEFT's| over the gradients of all trained weights, the same weights in both."""
+def gradient_difference(model: PreTrainedModel, data: E2ERows, batch: Sequence[Example], name: str) -> float:
+    """Return |ours - PEFT's| / |PEFT's| over the gradients of all trained weights, which are the same in both."""
     theirs = Peft(copy.deepcopy(model), data)
-    ours = Ours(model, data, share)
+    ours = Ours(model, data, share=name.endswith("sources"))
     encoder, table = theirs.model.prompt_encoder["default"], ours.prompt.tables["decoder"]
     pairs = [(table.inputs, encoder.embedding.weight)]
     for mine, other in ((table.inner, encoder.transform[0]), (table.outer, encoder.transform[2])):
@@ -138,40 +137,3 @@ def gradient_difference(model: PreTrainedModel, data: E2ERows, batch: Sequence[E
     theirs.loss(batch).backward()
     difference = torch.cat([(mine.grad - other.grad).double().flatten() for mine, other in pairs])
     return float(difference.norm() / torch.cat([other.grad.double().flatten() for _, other in pairs]).norm())
-
-
-class Clock:
-    """Seconds of the enclosed work, the device's included."""
-
-    def __init__(self, device: str) -> None:
-        self.device, self.seconds = device, 0.0
-
-    def __enter__(self) -> "Clock":
-        self.start = self._now()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds = self._now() - self.start
-
-    def _now(self) -> float:
-        if self.device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-
-def reset_peak(device: str) -> int:
-    """Start a new high-water mark of memory and return the bytes in use now."""
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's own reset of this process's VmHWM
-    return peak_bytes(device)
-
-
-def peak_bytes(device: str) -> int:
-    """Return the high-water mark in bytes: PyTorch's on a GPU, the kernel's resident set on a CPU."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) * 1024 if "VmHWM" in lines else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -45,8 +45,21 @@ def run_one(recipe: Path, seed: int, options: argparse.Namespace) -> str:
     log = (options.runs / f"{run.name}.log").open("a")
     steps = [
         [*foreword, "train", str(recipe), f"seed={seed}", f"run_dir={run}", *options.set],
-        [*foreword, "evaluate", str(run), "--split", options.split, "--batch-size", str(options.batch_size),
-         "--resamples", "0", "--out", str(run / options.split), *untouched(seed), *limit(options)],
+        [
+            *foreword,
+            "evaluate",
+            str(run),
+            "--split",
+            options.split,
+            "--batch-size",
+            str(options.batch_size),
+            "--resamples",
+            "0",
+            "--out",
+            str(run / options.split),
+            *untouched(seed),
+            *limit(options),
+        ],
     ]
     if (run / "config.yaml").is_file():
         steps[0] = [*foreword, "train", "--resume", str(run)]

@@ -18,9 +18,11 @@ import sys
 from pathlib import Path
 
 import torch
-from peft_loop import Contender, Ours, Peft, gradient_difference
+from contenders import Contender, E2ERows, Ours, Peft, gpt2_model, gradient_difference
+from meters import Clock, machine, matmul_ceiling, peak_bytes, reset_peak
 from torch.utils.flop_counter import FlopCounterMode
-from workload import Clock, E2ERows, gpt2_small, peak_bytes, reset_peak
+
+from foreword.data.examples import Example
 
 CONTENDERS = ("peft", "ours", "ours, shared sources")
 
@@ -33,24 +35,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=10, help="rows a batch")
+    parser.add_argument("--layers", type=int, default=12, help="fewer for a trial of the script itself")
     parser.add_argument("--record", type=Path, help="write FILE.json and FILE.txt")
     parser.add_argument("--memory-of", choices=CONTENDERS, help="only print this contender's peak bytes")
     return parser.parse_args()
 
 
-def make(name: str, dtype: str, device: str, data: E2ERows) -> Contender:
-    model = gpt2_small(dtype, device)
-    return Peft(model, data) if name == "peft" else Ours(model, data, share=name != "ours")
+def make(name: str, dtype: str, args: argparse.Namespace, data: E2ERows) -> Contender:
+    model = gpt2_model(dtype, args.device, args.layers)
+    return Peft(model, data) if name == "peft" else Ours(model, data, share=name.endswith("sources"))
 
 
-def batches_for(name: str, data: E2ERows, count: int, rows: int) -> list[list]:
-    return data.batches(count, rows, grouped=name.endswith("sources"))
+def batches_for(name: str, args: argparse.Namespace, data: E2ERows) -> list[list[Example]]:
+    return data.batches(args.batches, args.rows, grouped=name.endswith("sources"))
 
 
 def measure(dtype: str, args: argparse.Namespace, data: E2ERows) -> dict[str, list[float]]:
     """Return each contender's fastest seconds for each batch."""
-    contenders = {name: make(name, dtype, args.device, data) for name in CONTENDERS}
-    plans = {name: batches_for(name, data, args.batches, args.rows) for name in CONTENDERS}
+    contenders = {name: make(name, dtype, args, data) for name in CONTENDERS}
+    plans = {name: batches_for(name, args, data) for name in CONTENDERS}
     for name, contender in contenders.items():  # warm-up
         contender.step(plans[name][0])
     seconds = {name: [float("inf")] * args.batches for name in CONTENDERS}
@@ -67,36 +70,25 @@ def count_flops(dtype: str, args: argparse.Namespace, data: E2ERows) -> dict[str
     """Return each contender's floating-point operations over all batches."""
     flops = {}
     for name in CONTENDERS:
-        contender, counter = make(name, dtype, args.device, data), FlopCounterMode(display=False)
+        contender, counter = make(name, dtype, args, data), FlopCounterMode(display=False)
         with counter:
-            for batch in batches_for(name, data, args.batches, args.rows):
+            for batch in batches_for(name, args, data):
                 contender.step(batch)
         flops[name] = float(counter.get_total_flops())
     return flops
 
 
-def ceiling(dtype: str, device: str) -> float:
-    """Return the best rate, in operations a second, of the model's three kinds of matrix product."""
-    best = 0.0
-    for rows, inner, outer in ((2048, 768, 3072), (2048, 3072, 768), (2048, 768, 16384)):
-        a, b = (torch.randn(shape, device=device).to(getattr(torch, dtype)) for shape in ((rows, inner), (inner, outer)))
-        for _ in range(8):
-            with Clock(device) as clock:
-                a @ b
-            best = max(best, 2 * rows * inner * outer / clock.seconds)
-    return best
-
-
 def peak_memory(name: str, dtype: str, args: argparse.Namespace) -> int:
     """Return a contender's peak bytes, measured in a process of its own."""
-    options = ["--device", args.device, "--threads", str(args.threads), "--dtypes", dtype, "--rows", str(args.rows)]
-    command = [sys.executable, __file__, "--memory-of", name, "--batches", str(args.batches), *options]
+    command = [sys.executable, __file__, "--memory-of", name, "--dtypes", dtype, "--device", args.device]
+    for option in ("threads", "rows", "batches", "layers"):
+        command += [f"--{option}", str(getattr(args, option))]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
 def print_peak(args: argparse.Namespace, data: E2ERows) -> None:
-    contender = make(args.memory_of, args.dtypes[0], args.device, data)
-    batches = batches_for(args.memory_of, data, args.batches, args.rows)
+    contender = make(args.memory_of, args.dtypes[0], args, data)
+    batches = batches_for(args.memory_of, args, data)
     before = reset_peak(args.device)
     for batch in batches:
         contender.step(batch)
@@ -104,7 +96,11 @@ def print_peak(args: argparse.Namespace, data: E2ERows) -> None:
 
 
 def results(dtype: str, args: argparse.Namespace, data: E2ERows) -> list[dict]:
-    seconds, flops, limit = measure(dtype, args, data), count_flops(dtype, args, data), ceiling(dtype, args.device)
+    seconds, flops, limit = (
+        measure(dtype, args, data),
+        count_flops(dtype, args, data),
+        matmul_ceiling(dtype, args.device),
+    )
     memory = {name: peak_memory(name, dtype, args) for name in CONTENDERS}
     return [
         {
@@ -114,7 +110,7 @@ def results(dtype: str, args: argparse.Namespace, data: E2ERows) -> list[dict]:
             "speed_ratio": sum(seconds["peft"]) / sum(seconds[name]),
             "peak_bytes": memory[name],
             "memory_ratio": memory[name] / memory["peft"],
-            "flops": flops[name],
+            "flops_per_row": flops[name] / args.batches / args.rows,
             "of_ceiling": flops[name] / sum(seconds[name]) / limit,
             "ceiling_flops_per_sec": limit,
         }
@@ -123,13 +119,13 @@ def results(dtype: str, args: argparse.Namespace, data: E2ERows) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    head = f"{'dtype':9} {'contender':21} {'rows/s':>8} {'ratio':>6} {'peak MB':>8} {'ratio':>6} {'GFLOP/row':>9} {'of ceiling':>10}"
-    body = (
-        f"{r['dtype']:9} {r['contender']:21} {r['rows_per_sec']:8.2f} {r['speed_ratio']:6.2f} {r['peak_bytes'] / 1e6:8.0f}"
-        f" {r['memory_ratio']:6.2f} {r['flops'] / r['rows'] / 1e9:9.1f} {r['of_ceiling']:10.0%}"
-        for r in rows
-    )
-    return "\n".join([head, *body])
+    head = ("dtype", "contender", "rows/s", "ratio", "peak MB", "ratio", "GFLOP/row", "of ceiling")
+    lines = ["{:9} {:20} {:>8} {:>6} {:>8} {:>6} {:>10} {:>11}".format(*head)]
+    for r in rows:
+        speed = f"{r['dtype']:9} {r['contender']:20} {r['rows_per_sec']:8.2f} {r['speed_ratio']:6.2f}"
+        memory = f"{r['peak_bytes'] / 1e6:8.0f} {r['memory_ratio']:6.2f}"
+        lines.append(f"{speed} {memory} {r['flops_per_row'] / 1e9:10.1f} {r['of_ceiling']:11.0%}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -138,3 +134,22 @@ def main() -> None:
     data = E2ERows.load()
     if args.memory_of:
         return print_peak(args, data)
+    rows = [row for dtype in args.dtypes for row in results(dtype, args, data)]
+    model = gpt2_model("float32", args.device, args.layers)
+    gradient = {
+        name: gradient_difference(model, data, batches_for(name, args, data)[0], name) for name in CONTENDERS[1:]
+    }
+    notes = "\n".join(
+        f"gradient, {name}: differs from PEFT's by {value:.1e} (float32)" for name, value in gradient.items()
+    )
+    print(text := f"{table(rows)}\n{notes}")
+    config = {key: value for key, value in vars(args).items() if key not in ("record", "memory_of")}
+    print(line := json.dumps({"config": config, "machine": machine(args.device), "rows": rows, "gradient": gradient}))
+    if args.record:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        args.record.with_suffix(".txt").write_text(text + "\n")
+        args.record.with_suffix(".json").write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

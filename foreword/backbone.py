@@ -23,55 +23,12 @@ from transformers.utils import logging as hf_logging
 
 from foreword.errors import BackboneError, PromptError, nearest
 from foreword.frozen import fuse_activations
-from foreword.prompts.bank import Site, States
-from foreword.prompts.inject import AttentionCall, Recorder, activate, entrances, install
+from foreword.geometry import Geometry, read_geometry
+from foreword.prompts.bank import States
+from foreword.prompts.inject import Recorder, activate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-KEY_CHOOSING_OPTIONS = ("indices", "block_indices", "sinks")
 VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
-
-
-@dataclass(frozen=True)
-class SiteShape:
-    """One attention module's key/value heads K, key and value widths D, and sliding window (None: full)."""
-
-    kv_heads: int
-    key_width: int
-    value_width: int
-    window: int | None = None
-
-    @property
-    def widths(self) -> tuple[int, int, int]:
-        """Key/value heads, key width and value width: what decides whether a prefix fits."""
-        return self.kv_heads, self.key_width, self.value_width
-
-    @property
-    def width(self) -> int:
-        """Numbers that one virtual token stores here: K * (D_key + D_value)."""
-        return self.kv_heads * (self.key_width + self.value_width)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """What a prompt must fit: every attention site with its shape, the embedding width E, the position limit.
-
-    Sites come from one probing forward pass, not from the config, so grouped-query attention, head widths other
-    than E / H, and T5's d_kv are read as they are. `sites` is empty where prefixes cannot enter.
-    """
-
-    sites: dict[Site, SiteShape]
-    embed_width: int
-    is_encoder_decoder: bool
-    max_positions: int | None
-
-    @property
-    def stacks(self) -> tuple[str, ...]:
-        """The kinds of attention present: `decoder`, or `encoder`, `decoder` and `cross`."""
-        return tuple(dict.fromkeys(stack for stack, _ in self.sites))
-
-    def layers(self, stack: str) -> list[int]:
-        """Return the layers of one stack in order."""
-        return [layer for name, layer in self.sites if name == stack]
 
 
 @dataclass(eq=False)
@@ -274,95 +231,6 @@ def _set_pad_token(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer a pad token; padding is always masked, so any existing token serves."""
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token or tokenizer.convert_ids_to_tokens(0)
-
-
-class _Probe:
-    """Records which modules call the attention interface, in order, and what they are given."""
-
-    def __init__(self) -> None:
-        self.calls: list[AttentionCall] = []
-
-    def for_forward(self, model: PreTrainedModel, kwargs: dict[str, Any]) -> tuple["_Probe", dict[str, Any]]:
-        return self, kwargs
-
-    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        self.calls.append(call)
-        return call.run()
-
-
-def read_geometry(model: PreTrainedModel) -> Geometry:
-    """Return the model's geometry from one probing forward pass, leaving a site on each attention module.
-
-    The probe reads 3 source tokens and, on an encoder-decoder, 2 target tokens: a module inside the encoder is an
-    `encoder` site; outside it, 3 keys for 2 queries make a `cross` site.
-    """
-    config = model.config
-    stock = config._attn_implementation
-    sites: dict[Site, SiteShape] = {}
-    if _can_inject(model):
-        sites = _probe_sites(model)
-        if not sites and config._attn_implementation != stock:
-            model.set_attn_implementation(stock)
-    limit = getattr(config, "max_position_embeddings", None)  # none for T5, whose positions are relative
-    width = model.get_input_embeddings().weight.shape[-1]
-    return Geometry(sites, width, bool(config.is_encoder_decoder), limit)
-
-
-def _can_inject(model: PreTrainedModel) -> bool:
-    try:
-        install(model)
-    except (ValueError, KeyError, AttributeError, ImportError):
-        return False
-    return True
-
-
-@torch.no_grad()
-def _probe_sites(model: PreTrainedModel) -> dict[Site, SiteShape]:
-    names = {id(module): name for name, module in model.named_modules()}
-    encoder = model.get_encoder() if model.config.is_encoder_decoder else None
-    inside = {id(module) for module in encoder.modules()} if encoder is not None else set()
-    probe, handed = _Probe(), _Probe()
-    ids = torch.zeros(1, 3, dtype=torch.long, device=model.device)
-    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if encoder is not None:
-        arguments["decoder_input_ids"] = ids[:, :2]
-    with activate(probe):
-        model(**arguments, use_cache=False)
-    model(**arguments, use_cache=False, foreword=handed)
-    for entrance in entrances(model):
-        entrance.foreword_hands_down = len(handed.calls) == len(probe.calls)
-    sites = _name_sites(probe.calls, names, inside)
-    return {} if _mixes_otherwise(model, probe.calls, sites) else sites
-
-
-def _mixes_otherwise(model: PreTrainedModel, calls: list[AttentionCall], sites: dict[Site, SiteShape]) -> bool:
-    """Whether tokens also meet by other ways than softmax attention over all keys or a window of them.
-
-    Recurrent and convolutional layers carry text past an injected prefix and across the rows of a packed batch;
-    chunked and sparse attention choose keys by rules that injection does not know.
-    """
-    config = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or ())
-    convolves = any(isinstance(module, nn.Conv1d) for module in model.get_decoder().modules())
-    chooses_keys = any(call.options.get(name) is not None for call in calls for name in KEY_CHOOSING_OPTIONS)
-    layers = sum(stack == "decoder" for stack, _ in sites)
-    missing = layers < getattr(config, "num_hidden_layers", layers)
-    return convolves or chooses_keys or missing or not kinds <= {"full_attention", "sliding_attention"}
-
-
-def _name_sites(calls: list[AttentionCall], names: dict[int, str], encoder: set[int]) -> dict[Site, SiteShape]:
-    sites: dict[Site, SiteShape] = {}
-    layers = {"encoder": 0, "decoder": 0, "cross": 0}
-    for call in calls:
-        if id(call.module) not in names:
-            continue
-        crossed = bool(encoder) and call.key.shape[2] != call.query.shape[2]
-        stack = "encoder" if id(call.module) in encoder else "cross" if crossed else "decoder"
-        site = (stack, layers[stack])
-        layers[stack] += 1
-        call.module.foreword_site = site
-        sites[site] = SiteShape(call.key.shape[1], call.key.shape[3], call.value.shape[3], call.window)
-    return sites
 
 
 def require_prefix(backbone: Backbone) -> None:

@@ -7,10 +7,11 @@ import torch
 import transformers as tf
 from backbones import COMMON, DECODERS, ENCODER_DECODERS, FAMILIES, OUTSIDERS, VOCAB, make, tokenizer
 
-from foreword.backbone import SiteShape, load_backbone, wrap_backbone
+from foreword.backbone import load_backbone, wrap_backbone
 from foreword.errors import BackboneError, PromptError
 from foreword.frozen import fuse_activations
 from foreword.generate.offline import generate_ids, logits
+from foreword.geometry import SiteShape
 from foreword.prompts.batch import Row, pack
 from foreword.prompts.soft_prompt import make_prompt
 from foreword.prompts.spec import PromptSpec
@@ -113,7 +114,7 @@ def test_geometry_is_that_of_the_model(name, backbone_of):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_installing_changes_no_logit(name, backbone_of):
-    """Without prompts the model says to the last bit what Transformers' own SDPA says, hooks and all (T5: up to rounding)."""
+    """Without prompts, hooks and all, the model says to the last bit what Transformers' own SDPA says (T5: nearly)."""
     backbone = backbone_of(name)
     config = copy.deepcopy(backbone.model.config)
     config._attn_implementation = "sdpa"

@@ -28,6 +28,7 @@ ORDER = (
     "foreword.prompts.bank",
     "foreword.prompts.inject",
     "foreword.frozen",
+    "foreword.geometry",
     "foreword.backbone",
     "foreword.prompts",
     "foreword.artifact",

@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from foreword.artifact.directory import WEIGHTS
-from foreword.backbone import Geometry, SiteShape
 from foreword.config import build, to_dict
 from foreword.errors import ArtifactError, ConfigError
+from foreword.geometry import Geometry, SiteShape
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.prompts.spec import PromptSpec, Stack
 

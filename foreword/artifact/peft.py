@@ -18,8 +18,9 @@ from foreword.artifact.format import (
     read_shapes,
     read_tensors,
 )
-from foreword.backbone import Backbone, Geometry, SiteShape
+from foreword.backbone import Backbone
 from foreword.errors import ArtifactError
+from foreword.geometry import Geometry, SiteShape
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.prompts.spec import PromptSpec
 

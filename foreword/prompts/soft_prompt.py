@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foreword.backbone import Backbone, Geometry, require_prefix
+from foreword.backbone import Backbone, require_prefix
 from foreword.errors import PromptError, nearest
+from foreword.geometry import Geometry
 from foreword.prompts.bank import PrefixKV, Site, States
 from foreword.prompts.spec import PromptSpec
 from foreword.prompts.tables import DirectTable, MlpTable
