@@ -125,7 +125,7 @@ class Peft(_Stepping):
 def gradient_difference(model: PreTrainedModel, data: E2ERows, batch: Sequence[Example], name: str) -> float:
     """Return |ours - PEFT's| / |PEFT's| over the gradients of all trained weights, which are the same in both."""
     theirs = Peft(copy.deepcopy(model), data)
-    ours = Ours(model, data, share=name.endswith("sources"))
+    ours = Ours(copy.deepcopy(model), data, share=name.endswith("sources"))
     encoder, table = theirs.model.prompt_encoder["default"], ours.prompt.tables["decoder"]
     pairs = [(table.inputs, encoder.embedding.weight)]
     for mine, other in ((table.inner, encoder.transform[0]), (table.outer, encoder.transform[2])):

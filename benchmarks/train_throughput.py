@@ -96,11 +96,8 @@ def print_peak(args: argparse.Namespace, data: E2ERows) -> None:
 
 
 def results(dtype: str, args: argparse.Namespace, data: E2ERows) -> list[dict]:
-    seconds, flops, limit = (
-        measure(dtype, args, data),
-        count_flops(dtype, args, data),
-        matmul_ceiling(dtype, args.device),
-    )
+    seconds, flops = measure(dtype, args, data), count_flops(dtype, args, data)
+    limit = matmul_ceiling(dtype, args.device)
     memory = {name: peak_memory(name, dtype, args) for name in CONTENDERS}
     return [
         {
@@ -136,13 +133,10 @@ def main() -> None:
         return print_peak(args, data)
     rows = [row for dtype in args.dtypes for row in results(dtype, args, data)]
     model = gpt2_model("float32", args.device, args.layers)
-    gradient = {
-        name: gradient_difference(model, data, batches_for(name, args, data)[0], name) for name in CONTENDERS[1:]
-    }
-    notes = "\n".join(
-        f"gradient, {name}: differs from PEFT's by {value:.1e} (float32)" for name, value in gradient.items()
-    )
-    print(text := f"{table(rows)}\n{notes}")
+    first = {name: batches_for(name, args, data)[0] for name in CONTENDERS[1:]}
+    gradient = {name: gradient_difference(model, data, batch, name) for name, batch in first.items()}
+    notes = [f"float32 gradient of {name}: differs from PEFT's by {value:.1e}" for name, value in gradient.items()]
+    print(text := "\n".join([table(rows), *notes]))
     config = {key: value for key, value in vars(args).items() if key not in ("record", "memory_of")}
     print(line := json.dumps({"config": config, "machine": machine(args.device), "rows": rows, "gradient": gradient}))
     if args.record:

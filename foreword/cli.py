@@ -15,6 +15,7 @@ from foreword.errors import ConfigError, DataError, ForewordError, nearest
 
 if TYPE_CHECKING:
     from foreword.evaluate.job import Evaluation
+    from foreword.train.run import TrainResult
 
 NO_PROMPT = "none"
 """Stands for `no prompt in this row` where directories of prompts are given."""
@@ -113,6 +114,7 @@ def _add_train(commands: Any) -> None:
     add("--out", metavar="DIR", help="run directory")
     add("--seed", type=int)
     add("--resume", metavar="RUN_DIR", help="go on with a run that stopped, exactly where it was")
+    add("--gang", metavar="RECIPE.yaml", help="train every member of the recipe's list `gang` in one pass")
     add("--dry-run", action="store_true", help="resolve the configuration, build everything, take no step")
 
 
@@ -177,16 +179,33 @@ def _train(arguments: argparse.Namespace) -> int:
     from foreword.train.job import resume, train
     from foreword.train.rehearse import rehearse, settle
 
+    if arguments.gang:
+        return _train_gang(arguments)
     shortcuts = {"task": arguments.task, "backbone.source": arguments.backbone, "run_dir": arguments.out}
     config = settle(arguments.settings, {**shortcuts, "seed": arguments.seed}, arguments.resume)
     if arguments.dry_run:
         print(rehearse(config).summary())
         return 0
     result = resume(arguments.resume, config) if arguments.resume else train(config)
+    _print_result(result)
+    return 0
+
+
+def _train_gang(arguments: argparse.Namespace) -> int:
+    from foreword.train.gang import load_gang, train_gang
+
+    given = (arguments.settings, arguments.task, arguments.backbone, arguments.out, arguments.seed, arguments.resume)
+    if any(value is not None and value != [] for value in given) or arguments.dry_run:
+        raise ConfigError("--gang takes its members' fields from the recipe alone; write them there")
+    for result in train_gang(load_gang(arguments.gang)):
+        _print_result(result)
+    return 0
+
+
+def _print_result(result: "TrainResult") -> None:
     dev = "" if result.best_dev is None else f", dev {result.best_dev:.4f} at step {result.best_step}"
     print(f"{result.steps} steps in {result.seconds:.0f} s, loss {result.final_loss:.4f}{dev}")
     print(f"foreword evaluate {result.run_dir}")
-    return 0
 
 
 def _generate(arguments: argparse.Namespace) -> int:

@@ -224,6 +224,11 @@ def test_the_architecture_page_states_the_order_that_is_checked():
     assert line == " → ".join(f"`{name}`" for name in names)
 
 
+def test_test_files_have_names_of_their_own():
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]  # pytest imports them by name alone
+    assert sorted(names) == sorted(set(names))
+
+
 def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 

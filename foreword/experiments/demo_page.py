@@ -22,6 +22,7 @@ from foreword.train.run_config import RunConfig
 
 HEADLINE_METRIC = {"venues": "BLEU", "sentiment": "accuracy", "headlines": "ROUGE-L"}
 SHOWN_EXAMPLES = 4
+SHOWN_CHARACTERS = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +97,8 @@ def _highlights(learned: Sequence[Learned]) -> page.Highlights:
     items = []
     for run in learned:
         before, after = (scores.metrics[HEADLINE_METRIC[run.name]] for scores in _pair(run))
-        note = f"{run.result.prompt.num_stored:,} numbers"
-        items.append((f"{before:.2f} → {after:.2f}", f"{run.name}, {HEADLINE_METRIC[run.name]}", note))
+        label = f"{HEADLINE_METRIC[run.name]} of {run.name}, by {run.result.prompt.num_stored:,} numbers"
+        items.append((f"{before:.2f} → {after:.2f}", label))
     return page.Highlights(items)
 
 
@@ -106,12 +107,11 @@ def _score_table(learned: Sequence[Learned]) -> page.Table:
     for run in learned:
         before, after = _pair(run)
         for metric in after.metrics:
-            rows.append((run.name, metric, "untouched backbone", _estimate(before, metric), before.n))
-            rows.append((run.name, metric, run.what, _estimate(after, metric), after.n))
+            rows.append((run.name, metric, _estimate(before, metric), _estimate(after, metric), run.what, after.n))
     return page.Table(
-        ("task", "metric", "what ran", "score", "records"),
+        ("task", "metric", "untouched", "with the prompt", "prompt", "records"),
         rows,
-        caption="Test scores with 95 % bootstrap intervals; both rows of a pair had the same input and decoding.",
+        caption="Test scores with 95 % bootstrap intervals; both had the same input and the same decoding.",
         digits=3,
     )
 
@@ -160,7 +160,7 @@ def _curves(run: Learned) -> page.Plot:
 def _side_by_side(run: Learned) -> page.Examples:
     before, after = run.scored.predictions["untouched"], run.scored.predictions[run.scored.subject]
     rows = [
-        (str(one["source"]), str(one["targets"][0]), str(one["prediction"]), str(two["prediction"]))
+        (str(one["source"]), str(one["targets"][0]), _short(str(one["prediction"])), _short(str(two["prediction"])))
         for one, two in list(zip(before, after, strict=True))[:SHOWN_EXAMPLES]
     ]
     return page.Examples(
@@ -170,11 +170,16 @@ def _side_by_side(run: Learned) -> page.Examples:
     )
 
 
+def _short(text: str) -> str:
+    """Return a text cut where it no longer tells anything: an untouched model often repeats itself to the limit."""
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rsplit(" ", 1)[0] + " …"
+
+
 def _mixed(mixed: Sequence[MixedRow]) -> page.Examples:
     same = sum(row.same_alone for row in mixed)
     return page.Examples(
         ("prompt", "text", "output"),
-        [(row.prompt, row.text, row.output) for row in mixed],
+        [(row.prompt, row.text, _short(row.output)) for row in mixed],
         caption=(
             f"All {len(mixed)} rows ran in one batch, each with its own prompt or none; {same} of them came out "
             "as in a run of their own, letter for letter."

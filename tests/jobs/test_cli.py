@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 
 import foreword as fw
@@ -83,6 +84,17 @@ def test_evaluate_takes_a_prompt_directory_and_a_limit(place, foreword):
                      "--resamples", 0)
     assert found.code == 0
     assert found.out.splitlines()[0] == "letters, test, 1 records" and "untouched" not in found.out
+
+
+def test_a_gang_trains_each_member_as_alone(place, foreword, tmp_path):
+    members = [{"run_dir": str(tmp_path / "one")}, {"run_dir": str(tmp_path / "two"), "prompt.length": 5, "seed": 1}]
+    recipe = yaml.safe_load(place.recipe.read_text()) | {"gang": members}
+    (tmp_path / "gang.yaml").write_text(yaml.safe_dump(recipe))
+    found = foreword("train", "--gang", tmp_path / "gang.yaml")
+    assert found.code == 0 and found.out.count("4 steps") == 2
+    first, alone = fw.load_prompt(tmp_path / "one" / "artifact"), fw.load_prompt(place.run / "artifact")
+    assert torch.allclose(first.table("decoder"), alone.table("decoder"), atol=1e-5)
+    assert foreword("train", "--gang", tmp_path / "gang.yaml", "--seed", 3).code == 2
 
 
 def test_fine_tuning_trains_every_weight_and_evaluates_beside_the_untouched_one(place, foreword, tmp_path):
