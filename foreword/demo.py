@@ -23,7 +23,7 @@ from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.prompts.spec import PromptSpec
 from foreword.tasks import get_task
 from foreword.train.job import train
-from foreword.train.optim import OptimConfig
+from foreword.train.optim import OptimConfig, ScheduleConfig
 from foreword.train.run_config import CheckpointConfig, DataConfig, DevConfig, RunConfig, TrainBatch, resolve
 
 Say = Callable[[str], None]
@@ -42,12 +42,12 @@ def configs(out: Path, backbone: str | None = None, steps: int | None = None) ->
         backbone: name or directory; None takes the first bundled one.
         steps: of the venues run; the others take a smaller share of it.
     """
-    steps = steps or 300
-    shared, mixed = TrainBatch(rows=32, share_sources=True), TrainBatch(rows=32)
+    steps = steps or 200
+    shared, mixed = TrainBatch(rows=16, share_sources=True), TrainBatch(rows=32)
     runs = (
-        _config(out, "venues", PromptSpec(kind="prefix", length=10), 1e-2, steps, shared),
-        _config(out, "sentiment", PromptSpec(kind="prompt", length=20), 3e-2, steps // 2, mixed),
-        _config(out, "headlines", PromptSpec(kind="prefix", length=5), 1e-2, steps // 2, shared),
+        _config(out, "venues", PromptSpec(kind="prefix", length=10, reparam="mlp"), 5e-3, steps, shared),
+        _config(out, "sentiment", PromptSpec(kind="prompt", length=20), 5e-2, steps * 2 // 5, mixed),
+        _config(out, "headlines", PromptSpec(kind="prefix", length=5, reparam="mlp"), 5e-3, steps // 2, shared),
     )
     chosen = [dataclasses.replace(run, backbone=dataclasses.replace(run.backbone, source=backbone)) for run in runs]
     return [resolve(run) for run in chosen]
@@ -59,6 +59,7 @@ def _config(out: Path, task: str, prompt: PromptSpec, lr: float, steps: int, bat
         run_dir=str(out / task),
         prompt=prompt,
         optim=OptimConfig(lr=lr),
+        schedule=ScheduleConfig(warmup=min(5, steps // 4)),
         batch=batch,
         steps=steps,
         data=DataConfig(dev_limit=30),

@@ -161,9 +161,11 @@ def _attention(
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """The mask function: explicit masks while prompts are active (to be widened), the stock ones otherwise."""
-    if _ACTIVE.get() is not None:
-        kwargs["allow_is_causal_skip"] = False
-        kwargs["allow_is_bidirectional_skip"] = False
+    active = _ACTIVE.get()
+    if getattr(active, "layout", None) is not None:
+        return None  # a packed batch brings its own; this one would be [N, N]
+    if active is not None:
+        kwargs |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
     return sdpa_mask(*args, **kwargs)
 
 

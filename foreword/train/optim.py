@@ -210,7 +210,7 @@ def default_lr(optimiser: str, method: str, kind: str = "prefix", reparam: str =
         return 1e-3 if optimiser == "adafactor" else 5e-5
     if optimiser == "adafactor":
         return 0.3 if kind == "prompt" else 0.03
-    return 5e-4 if reparam == "mlp" else 5e-3
+    return 1e-3 if reparam == "mlp" else 5e-3
 
 
 def _rms(tensor: Tensor) -> Tensor:

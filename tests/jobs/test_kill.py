@@ -39,7 +39,7 @@ def assert_same(run: Path, whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_twenty_kills_change_nothing(config, tmp_path):
     whole = train(config("whole"), progress=False).run_dir
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config("unused"))))
@@ -50,7 +50,7 @@ def test_twenty_kills_change_nothing(config, tmp_path):
         "7",
         str(KILLS),
     ]
-    ran = subprocess.run(driver, capture_output=True, text=True, env=ENVIRONMENT, timeout=280)
+    ran = subprocess.run(driver, capture_output=True, text=True, env=ENVIRONMENT, timeout=580)
     assert ran.returncode == 0, ran.stderr
     report = json.loads(ran.stdout.splitlines()[-1])
     assert report["kills"] == KILLS
