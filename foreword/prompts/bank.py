@@ -138,12 +138,13 @@ class RowLayout:
     """Where the groups of a packed batch lie: N tokens in one row of the model, G groups inside attention.
 
     Linear layers see no padding at all ([1, N, E]); only inside attention are queries, keys and values laid out as
-    [G, ., T_max, D]. A group is one sequence, or one source with several targets that all attend to it.
+    [G, ., T_max, D]. A group is one source with all its targets, or with one of them; then the source's tokens have a
+    place in several groups, and their outputs are read from the first.
 
     Attributes:
-        group_of_token: [N] group of each token.
+        group_of_token: [N] group of each token (its first).
         token_at: [G, T_max] packed index of each padded place (0 where there is none).
-        place_of_token: [N] flat index into [G * T_max].
+        place_of_token: [N] flat index into [G * T_max] (its first).
         mask: [G, 1, T_max, T_max] bool, who sees whom inside a group (an empty place sees itself: no NaN).
         positions: [G, T_max] text position of each place; targets that share a source start at the same one.
     """

@@ -63,24 +63,22 @@ IGNORED = -100
 
 @dataclass
 class _Packing:
-    """Lists that grow row by row: one entry a packed token, or one a label."""
+    """Lists that grow row by row: one entry a packed token, or one a label; `spans`: each row's source and targets."""
 
     ids: list[int] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
-    group: list[int] = field(default_factory=list)
-    segment: list[int] = field(default_factory=list)
+    spans: list[list[range]] = field(default_factory=list)
     at: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     label_row: list[int] = field(default_factory=list)
     label_target: list[int] = field(default_factory=list)
     num_targets: int = 0
 
-    def add_tokens(self, ids: Sequence[int], start: int, group: int, segment: int) -> None:
-        """Append one run of tokens whose first has text position `start`."""
+    def add_tokens(self, ids: Sequence[int], start: int) -> None:
+        """Append one run of the last row's tokens, the first at text position `start`."""
+        self.spans[-1].append(range(len(self.ids), len(self.ids) + len(ids)))
         self.ids += ids
         self.positions += range(start, start + len(ids))
-        self.group += [group] * len(ids)
-        self.segment += [segment] * len(ids)
 
     def add_labels(self, at: Sequence[int], labels: Sequence[int], row: int, target: int) -> None:
         """Append the indices whose logits are wanted and what each should predict."""
@@ -179,12 +177,14 @@ def pack(
         longest = len(source) + max((len(target) - 1 for target in row.targets), default=0)
         check_positions(backbone, prompt_len + longest)
     device = backbone.device
-    layout = _layout(packing, len(rows), device)
+    groups = _groups(packing.spans)
+    layout = _layout(groups, packing.positions, device)
     inputs = _model_inputs(backbone, torch.tensor([packing.ids], device=device), realised)
     inputs["position_ids"] = torch.tensor([packing.positions], device=device)
     labels = (packing.at, packing.labels, packing.label_row, packing.label_target)
     tensors = [torch.tensor(values, dtype=torch.long, device=device) for values in labels]
-    return PackedBatch(inputs, make_injection(realised, device, layout, starts), *tensors)
+    in_groups, group_starts = ([values[row] for row, _ in groups] for values in (realised, starts))
+    return PackedBatch(inputs, make_injection(in_groups, device, layout, group_starts), *tensors)
 
 
 def check_positions(backbone: Backbone, total_len: int) -> None:
@@ -210,37 +210,50 @@ def _pack_row(
     if not source:
         raise PromptError(f"row {number} has no source token to predict from; give it text or a separator")
     first = len(packing.ids)
-    packing.add_tokens(source, 0, number, 0)
+    packing.spans.append([])
+    packing.add_tokens(source, 0)
     if all_positions:
         text = [i for i, token in enumerate(source) if token != INLINE]
         following = [*source[1:], INLINE]
         labels = [following[i] if following[i] != INLINE else IGNORED for i in text]
         packing.add_labels([first + i for i in text], labels, number, packing.num_targets)
     last = len(packing.ids) - 1
-    for segment, target in enumerate(targets, 1):
+    for target in targets:
         at = len(packing.ids)
-        packing.add_tokens(target[:-1], len(source), number, segment)
+        packing.add_tokens(target[:-1], len(source))
         packing.add_labels([last, *range(at, at + len(target) - 1)], target, number, packing.num_targets)
         packing.num_targets += 1
 
 
-def _layout(packing: _Packing, groups: int, device: torch.device) -> RowLayout:
+def _groups(rows: list[list[range]]) -> list[tuple[int, list[range]]]:
+    """Return what attention lays side by side, (row, its source and targets): rows, or each target with its source.
+
+    A target has nothing to do with its neighbours, so short sources are cheaper to repeat inside attention (and there
+    alone) than to have all targets of a row in one matrix of scores; for long sources it is the other way round.
+    """
+    whole = list(enumerate(rows))
+    apart = [(row, [source, target]) for row, (source, *targets) in whole for target in targets or [range(0)]]
+    return min(whole, apart, key=lambda groups: len(groups) * _longest(groups) ** 2)
+
+
+def _longest(groups: list[tuple[int, list[range]]]) -> int:
+    return max(sum(map(len, spans)) for _, spans in groups)
+
+
+def _layout(groups: list[tuple[int, list[range]]], positions: list[int], device: torch.device) -> RowLayout:
     """Return where each group's tokens lie, padded to the longest group, and who sees whom inside a group."""
-    group = torch.tensor(packing.group)
-    sizes = torch.bincount(group, minlength=groups)
-    longest = int(sizes.max())
-    index = torch.arange(len(group))
-    place = group * longest + index - (sizes.cumsum(0) - sizes)[group]
-    token_at = torch.zeros(groups * longest, dtype=torch.long)
-    token_at[place] = index
-    segment = torch.full((groups * longest,), IGNORED)
-    segment[place] = torch.tensor(packing.segment)
-    segment = segment.view(groups, longest)
+    longest, index, segments = _longest(groups), [], []
+    for _, spans in groups:
+        gap = longest - sum(map(len, spans))
+        index.append([token for span in spans for token in span] + [0] * gap)
+        segments.append([number for number, span in enumerate(spans) for _ in span] + [IGNORED] * gap)
+    token_at, segment = torch.tensor(index), torch.tensor(segments)
     same = segment[:, :, None] == segment[:, None]
     shared = (segment[:, None] == 0) & (segment[:, :, None] != IGNORED)
     mask = (same | shared) & torch.ones(longest, longest, dtype=torch.bool).tril()
     mask |= torch.eye(longest, dtype=torch.bool)  # an empty place sees itself, so that softmax has something to do
-    token_at = token_at.view(groups, longest)
-    positions = torch.tensor(packing.positions)[token_at]
-    tensors = (group, token_at, place, mask[:, None], positions)
+    taken = (segment != IGNORED).flatten()
+    place, last = taken.nonzero()[:, 0], torch.full((len(positions),), token_at.numel())
+    place = last.scatter_reduce(0, token_at.flatten()[taken], place, "amin")  # of a repeated token, the first
+    tensors = (place // longest, token_at, place, mask[:, None], torch.tensor(positions)[token_at])
     return RowLayout(*(tensor.to(device) for tensor in tensors))

@@ -81,9 +81,9 @@ class AttentionCall:
 
     def _is_slow_in_sdpa(self) -> bool:
         """Training in bfloat16 on a CPU: SDPA's backward takes four times as long as plain products (short texts)."""
-        is_short = self.key.shape[2] <= 1024  # plain products keep [B, H, T, S]
         trains = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
-        return trains and is_short and self.query.dtype == torch.bfloat16 and self.query.device.type == "cpu"
+        is_bf16 = self.query.dtype == torch.bfloat16 and self.query.device.type == "cpu"
+        return trains and is_bf16 and self.key.shape[2] <= 1024  # plain products keep [B, H, T, S]
 
     def _mask_with_bias(self) -> Tensor:
         call = self if self.mask is not None or self.query.shape[2] == 1 else self.with_explicit_mask()
@@ -186,7 +186,7 @@ class Injection:
 
     Attributes:
         bank: the distinct prefixes (and infix offsets) of the batch.
-        slots: [B] index into the bank, -1 for a row without a prompt.
+        slots: [B] index into the bank, -1 for a row without a prompt; for packed batches one a group.
         layout: for packed batches, where each group's tokens lie; None for padded ones.
         infix_start: [B] text position of the first infix token, -1 for none; None where no row has an infix.
         positions: [B, T] absolute positions of this forward's queries (filled by the hook).
@@ -385,14 +385,14 @@ def _explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (call.key, call.value))
     cap, sinks, scaling = (call.options.get(name) for name in ("softcap", "s_aux", "scaling"))
-    query, scaling = call.query, call.query.shape[-1] ** -0.5 if scaling is None else scaling
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16:  # exact scores, and no slower there
-        query, key = query.float(), key.float()
-    scores = (query * scaling) @ key.transpose(2, 3)
+    scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
+    exact = call.query.dtype == torch.bfloat16 and call.query.device.type == "cpu"  # and no slower there
+    dtype = torch.float32 if exact else call.query.dtype
+    scores = (call.query.to(dtype) * scaling) @ key.to(dtype).transpose(2, 3)
     if cap is not None:
         scores = torch.tanh(scores / cap) * cap
     mask = call.mask if call.mask is not None else call.with_explicit_mask().mask
-    scores = scores.masked_fill(~mask, _lowest(scores)) if mask.dtype == torch.bool else scores + mask
+    scores = scores + (torch.where(mask, 0.0, _lowest(scores)).to(dtype) if mask.dtype == torch.bool else mask)
     if sinks is not None:
         scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)[..., : key.shape[2]]

@@ -62,18 +62,28 @@ def check_sight(batch, rows, placed):
     `position_ids` are text positions: source tokens count up, every target goes on where the source ends.
     """
     layout, at = batch.injection.layout, 0
-    for number, (row, ids) in enumerate(zip(rows, placed, strict=True)):
-        spans = [range(len(ids))]
+    for row, ids in zip(rows, placed, strict=True):
+        spans = [range(at, at + len(ids))]
         for target in row.targets:
             spans.append(range(spans[-1].stop, spans[-1].stop + len(target) - 1))
         for kind, span in enumerate(spans):
-            for step, place in enumerate(span):
+            for step, token in enumerate(span):
                 expected = {*spans[0], *span} if kind else set(span)
-                seen = layout.mask[number, 0, place].nonzero().flatten().tolist()
-                assert set(seen) == {p for p in expected if p <= place}
+                group, place = divmod(int(layout.place_of_token[token]), layout.token_at.shape[1])
+                seen = layout.token_at[group][layout.mask[group, 0, place]].tolist()
+                assert sorted(seen) == sorted(other for other in expected if other <= token)
                 position = step + (len(ids) if kind else 0)
-                assert batch.inputs["position_ids"][0, at + place] == position == layout.positions[number, place]
-        at += spans[-1].stop
+                assert batch.inputs["position_ids"][0, token] == position == layout.positions[group, place]
+                assert layout.group_of_token[token] == group
+        at = spans[-1].stop
+
+
+def test_targets_are_laid_out_with_their_row_or_apart_whichever_is_smaller(backbone_of):
+    backbone = backbone_of("llama")
+    targets = tuple((40 + n, 50, 51, 2) for n in range(5))
+    for source_len, expected in ((3, (5, 6)), (60, (1, 75))):
+        batch = pack(backbone, [Row(tuple(range(4, 4 + source_len)), targets)], [None])
+        assert batch.injection.layout.token_at.shape == expected
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -6,7 +6,7 @@ from foreword.data.files import data_folder
 @pytest.fixture(scope="session")
 def public_data():
     folder = data_folder()
-    if folder is None:
+    if folder is None or not folder.is_dir():
         pytest.skip("FOREWORD_DATA: no public data here")
     return folder
 

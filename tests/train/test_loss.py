@@ -19,6 +19,7 @@ ROWS = [
     Row((10, 11), ((40, 41, 2),)),
     Row((12, 13, 14, 15, 16, 17, 18), ((50, 51, 52, 53, 54, 2), (2,))),
 ]
+LONG = [Row(tuple(range(4, 44)), ((50, 51, 2), (60, 2), (61, 62, 63, 2))), ROWS[0]]
 SEPARATE = [Row(row.source, (target,)) for row in ROWS for target in row.targets]
 
 
@@ -88,6 +89,22 @@ def test_several_targets_of_a_source_equal_separate_rows(family):
     torch.testing.assert_close(shared.per_target, separate.per_target, rtol=1e-5, atol=1e-5)
     wanted = gradient_of(separate.sum, prompt)
     assert (gradient_of(shared.sum, prompt) - wanted).norm() < 1e-5 * wanted.norm()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "mistral", "gemma3"])
+@pytest.mark.parametrize("kind", ["prefix", "infix"])
+@pytest.mark.parametrize("rows", [ROWS, LONG], ids=["short", "long"])
+def test_short_and_long_sources_are_shared_exactly(family, kind, rows):
+    """Short sources are repeated inside attention, long ones are not; these pass the sliding windows of 32."""
+    backbone = make(family)
+    backbone.model.double()  # RMSNorm and rotary embeddings still compute in float32
+    prompt = prompt_for(backbone, kind).double()
+    alone = [Row(row.source, (target,)) for row in rows for target in row.targets]
+    shared = target_loss(backbone, rows, [prompt] * len(rows))
+    separate = target_loss(backbone, alone, [prompt] * len(alone))
+    torch.testing.assert_close(shared.per_target, separate.per_target, rtol=1e-6, atol=1e-6)
+    wanted = gradient_of(separate.sum, prompt)
+    assert (gradient_of(shared.sum, prompt) - wanted).norm() < 1e-6 * wanted.norm()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma3", "t5", "bart"])
