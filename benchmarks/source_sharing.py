@@ -32,7 +32,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--reparam", choices=("mlp", "none"), default="mlp")
+    parser.add_argument("--lr", type=float, help="the library's default where it is left out")
     parser.add_argument("--dev-sources", type=int, default=60)
     parser.add_argument("--record", type=Path)
     return parser.parse_args()
@@ -41,7 +42,7 @@ def parse() -> argparse.Namespace:
 def recipe(args: argparse.Namespace, per_source: int | None, seed: int) -> Recipe:
     batch = TrainBatch(rows=args.rows, share_sources=per_source is not None, per_source=per_source or 0)
     return Recipe(
-        prompt=PromptSpec(length=10),
+        prompt=PromptSpec(length=10, reparam=args.reparam),
         batch=batch,
         optim=OptimConfig(lr=args.lr),
         schedule=ScheduleConfig("constant"),

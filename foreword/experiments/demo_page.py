@@ -109,10 +109,11 @@ def _score_table(learned: Sequence[Learned]) -> page.Table:
         for metric in after.metrics:
             rows.append((run.name, metric, _estimate(before, metric), _estimate(after, metric)))
     return page.Table(
-        ("task", "metric", "untouched", "with the prompt"),
+        ("task", "metric", "before", "after"),
         rows,
         caption=(
-            "Test scores with 95 % bootstrap intervals; both columns had the same input and the same decoding. "
+            "Test scores with 95 % bootstrap intervals: before, the untouched backbone; after, with the prompt; both with "
+            "the same input and decoding. "
             + "; ".join(f"{run.name}: {run.what}, {run.scored.scores[run.scored.subject].n} records" for run in learned)
             + ". Sentiment's two labels are in balance: guessing one of them gives 0.5."
         ),
