@@ -112,8 +112,8 @@ def _score_table(learned: Sequence[Learned]) -> page.Table:
         ("task", "metric", "before", "after"),
         rows,
         caption=(
-            "Test scores with 95 % bootstrap intervals: before, the untouched backbone; after, with the prompt; both with "
-            "the same input and decoding. "
+            "Test scores with 95 % bootstrap intervals: before, the untouched backbone; after, with the prompt; both "
+            "with the same input and decoding. "
             + "; ".join(f"{run.name}: {run.what}, {run.scored.scores[run.scored.subject].n} records" for run in learned)
             + ". Sentiment's two labels are in balance: guessing one of them gives 0.5."
         ),
