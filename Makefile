@@ -33,8 +33,8 @@ lock:  ## write requirements.lock anew from a clean virtual environment
 	rm -rf build/lock-venv
 	$(PYTHON) -m venv build/lock-venv
 	build/lock-venv/bin/python -m pip install --quiet $(TORCH)
-	build/lock-venv/bin/python -m pip install --quiet '.[eval,dev]' 'setuptools>=77'
-	@{ echo '# Every package that Foreword, its `eval` and its `dev` extra need, by `make lock`.'; \
+	build/lock-venv/bin/python -m pip install --quiet '.[eval,serve,otel,dev]' 'setuptools>=77'
+	@{ echo '# Every package that Foreword, its extras `eval`, `serve`, `otel` and `dev` need, by `make lock`.'; \
 	   build/lock-venv/bin/python -m pip freeze --all --exclude foreword --exclude pip | sed -E 's/^(torch==[^+]*)\+.*/\1/'; \
 	 } > requirements.lock
 	rm -rf build/lock-venv

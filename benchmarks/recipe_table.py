@@ -13,7 +13,6 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from foreword.config import load_yaml
 from foreword.data.files import write_atomic
@@ -21,8 +20,8 @@ from foreword.evaluate.runner import evaluate_outputs, write_scores
 from foreword.tasks import get_task
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def make_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="field.path=value")
     parser.add_argument("--seeds", type=int, default=3)
@@ -33,7 +32,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--score", action="store_true", help="only score predictions that are there")
     parser.add_argument("--record", type=Path, help="write the table's figures there as JSON")
-    return parser.parse_args()
+    return parser
 
 
 def run_one(recipe: Path, seed: int, options: argparse.Namespace) -> str:
@@ -110,15 +109,20 @@ def table(results: dict[str, list[dict[str, float]]]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    options = parse()
+def run_and_score(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Run what is not there yet; return each recipe's scores, one entry a seed."""
     options.runs.mkdir(parents=True, exist_ok=True)
     jobs = [(recipe, seed) for seed in range(options.seeds) for recipe in options.recipes]
     if not options.score:
         with ThreadPoolExecutor(options.workers) as pool:
             for line in pool.map(lambda job: run_one(*job, options), jobs):
                 print(line, flush=True)
-    results: dict[str, list[dict[str, Any]]] = {recipe.stem: score(recipe, options) for recipe in options.recipes}
+    return {recipe.stem: score(recipe, options) for recipe in options.recipes}
+
+
+def main() -> None:
+    options = make_parser().parse_args()
+    results = run_and_score(options)
     print(table(results))
     if options.record:
         write_atomic(options.record, json.dumps(results, indent=1) + "\n")

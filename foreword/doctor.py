@@ -12,11 +12,11 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.errors import PromptError
 from foreword.generate.offline import generate_ids
-from foreword.prompts.bank import Site
 from foreword.prompts.batch import Row, realise_all
-from foreword.prompts.inject import AttentionCall, activate
+from foreword.prompts.inject import activate
 from foreword.prompts.padded import pad, pad_targets
 from foreword.prompts.soft_prompt import SoftPrompt
+from foreword.prompts.token_space import token_space
 from foreword.train.loss import target_loss
 
 TEXTS = (
@@ -332,26 +332,12 @@ def _state_norms(patient: _Examination) -> dict[str, float]:
     return ratios
 
 
-@torch.no_grad()
 def _nearest(patient: _Examination) -> tuple[tuple[Neighbour, ...], str]:
     """Return each virtual token's nearest vocabulary tokens by cosine, and what was compared."""
-    prompt, backbone = patient.prompt, patient.backbone
-    if prompt.spec.kind != "prefix":
-        table = backbone.embed(torch.arange(_vocabulary(backbone), device=backbone.device)).float()
-        return _closest(backbone, prompt.table("embedding"), table), "cosine of input embeddings"
-    states = prompt.realise(backbone).prefix.states
-    site = next((s for s in states if s[1] == 0 and s[0] != "cross"), None)
-    if site is None:
+    space = token_space(patient.prompt, patient.backbone)
+    if space is None:
         return (), "not applicable: the prefix is not at layer 0, where keys and values stand for single tokens"
-    ours = states[site][1].transpose(0, 1).flatten(1).float()
-    table = _first_values(backbone, site)
-    mean = table.mean(0)  # what all tokens share (a learned position, a bias) tells nothing
-    return _closest(backbone, ours - mean, table - mean), f"cosine of values at {site[0]} layer 0, mean removed"
-
-
-def _vocabulary(backbone: Backbone) -> int:
-    """Return how many ids have a token; the embedding table may be padded beyond."""
-    return min(backbone.model.get_input_embeddings().weight.shape[0], len(backbone.tokenizer))
+    return _closest(patient.backbone, space.ours, space.table), f"cosine of {space.of}"
 
 
 def _closest(backbone: Backbone, ours: Tensor, table: Tensor) -> tuple[Neighbour, ...]:
@@ -360,40 +346,3 @@ def _closest(backbone: Backbone, ours: Tensor, table: Tensor) -> tuple[Neighbour
     rows = list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
     named = [[(backbone.tokenizer.decode([i]), round(c, 4)) for i, c in zip(*row, strict=True)] for row in rows]
     return tuple(Neighbour(position, tuple(tokens)) for position, tokens in enumerate(named))
-
-
-class _Reached(Exception):
-    """Ends a forward pass once the wanted site has been reached: later layers are not needed."""
-
-
-@dataclass
-class _ValuesAt:
-    """Keeps the values [B, K, T, D] of one site and stops the forward pass there."""
-
-    site: Site
-    values: Tensor | None = None
-
-    def for_forward(self, model: object, kwargs: dict[str, Any]) -> tuple["_ValuesAt", dict[str, Any]]:
-        return self, kwargs
-
-    def attend(self, call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-        if call.site != self.site:
-            return call.run()
-        self.values = call.value
-        raise _Reached
-
-
-def _first_values(backbone: Backbone, site: Site) -> Tensor:
-    """Return [V, K * D] values that each vocabulary token, alone, leaves at a site of layer 0."""
-    parts = []
-    for ids in torch.arange(_vocabulary(backbone), device=backbone.device)[:, None].split(4096):
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        if backbone.is_encoder_decoder:
-            inputs["decoder_input_ids"] = ids
-        probe = _ValuesAt(site)
-        try:
-            with activate(probe):
-                backbone.model(**inputs)
-        except _Reached:
-            parts.append(probe.values[:, :, -1].flatten(1).float())
-    return torch.cat(parts)

@@ -143,3 +143,14 @@ def _name_sites(calls: list[AttentionCall], names: dict[int, str], encoder: set[
         call.module.foreword_site = site
         sites[site] = SiteShape(call.key.shape[1], call.key.shape[3], call.value.shape[3], call.window)
     return sites
+
+
+def blocks(root: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks inside `root` in order: the outermost members of its lists that hold a site.
+
+    Give `model.get_decoder()` for one stack, the model for all of them. Empty where no attention site was found.
+    """
+    lists = [module for module in root.modules() if isinstance(module, nn.ModuleList)]
+    outer = [child for one in lists for child in one if any(hasattr(m, "foreword_site") for m in child.modules())]
+    inner = {id(module) for block in outer for module in block.modules() if module is not block}
+    return [block for block in outer if id(block) not in inner]

@@ -1,15 +1,14 @@
 """Full fine-tuning: every weight of the backbone trains. The yardstick, in the same job as soft prompts."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
+from foreword.artifact.directory import MANIFEST
 from foreword.backbone import Backbone
-from foreword.errors import BackboneError
+from foreword.baselines.model_learner import ModelLearner, begin_change, require_float32
+from foreword.baselines.saved import describe
+from foreword.data.files import write_atomic
 
 
 @dataclass(frozen=True)
@@ -18,62 +17,31 @@ class FineTuneSpec:
 
     dropout: bool = True
 
+    @property
+    def title(self) -> str:
+        """A short name."""
+        return "fine_tune"
 
-class FineTune:
-    """A learner whose trainable parameters are the backbone's own weights.
 
-    It thaws the backbone it is given: load one for this run alone.
-    """
-
-    is_prompt = False
-    prompt = None
+class FineTune(ModelLearner):
+    """A learner whose trainable parameters are all of the backbone's own weights."""
 
     def __init__(self, spec: FineTuneSpec, backbone: Backbone, seed: int) -> None:
-        """Thaw the backbone and seed its dropout, which draws from PyTorch's global generator.
+        """Thaw the backbone and seed its dropout.
 
         Raises:
             BackboneError: the weights are quantised or not float32, so small updates would be lost.
         """
-        if backbone.dtype != torch.float32 or getattr(backbone.model, "quantization_method", None):
-            raise BackboneError(
-                f"method 'fine_tune' trains weights held in {backbone.dtype}, where small updates are lost; "
-                "set backbone.dtype to float32 and no quantization"
-            )
+        require_float32(backbone, "fine_tune")
+        begin_change(backbone, "fine_tune")
         self.spec = spec
-        self.backbone = backbone
-        for parameter in backbone.model.parameters():
-            parameter.requires_grad_(True)
-        torch.manual_seed(seed)
-        self.training(True)
+        super().__init__(backbone, dict(backbone.model.named_parameters()), seed, spec.dropout)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """Return every weight by name; tied weights appear once."""
-        return dict(self.backbone.model.named_parameters())
-
-    def prompts(self, count: int) -> Sequence[None]:
-        """Return no prompt for each of `count` rows."""
-        return [None] * count
-
-    def training(self, on: bool) -> None:
-        """Switch the model's dropout on or off."""
-        self.backbone.model.train(on and self.spec.dropout)
-
-    def random_state(self) -> dict[str, Tensor]:
-        """Return the state of PyTorch's generators, which dropout draws from."""
-        state = {"cpu": torch.get_rng_state()}
-        if self.backbone.device.type == "cuda":
-            state["cuda"] = torch.cuda.get_rng_state(self.backbone.device)
-        return state
-
-    def load_random_state(self, state: Mapping[str, Tensor]) -> None:
-        """Go to a saved state of the generators."""
-        torch.set_rng_state(state["cpu"].cpu())
-        if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"].cpu(), self.backbone.device)
-
-    def save(self, directory: Path, **_: Any) -> Path:
+    def save(self, directory: Path, **facts: Any) -> Path:
         """Write the model and its tokenizer as an ordinary Transformers directory and return it."""
         self.training(False)
         self.backbone.model.save_pretrained(directory)
         self.backbone.tokenizer.save_pretrained(directory)
+        saved = describe(self.backbone, "fine_tune", self.spec, **facts)
+        write_atomic(Path(directory) / MANIFEST, saved.to_json())
         return directory

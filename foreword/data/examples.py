@@ -35,9 +35,11 @@ class TextFormat:
 
 # "paper": `" " + src + " " + BOS + " " + tgt + " " + EOS`, Prefix-Tuning's GPT-2 form (RECIPES 1.3).
 # "plain": a newline between source and target. "seq2seq": encoder source + EOS, decoder target + EOS.
+# "bare": nothing between source and target but a space, so that the target goes on the source's sentence (a cloze).
 FORMATS: dict[str, TextFormat] = {
     "paper": TextFormat("paper", " ", " ", " ", " ", "bos"),
     "plain": TextFormat("plain", after_source="\n", lead=True),
+    "bare": TextFormat("bare", before_target=" ", lead=True),
     "seq2seq": TextFormat("seq2seq", separator="eos", lead=True),
 }
 

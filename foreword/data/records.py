@@ -53,6 +53,11 @@ def _merge(group: list[Record]) -> Record:
     return Record(first.source, targets, first.id.partition("#")[0], first.meta)
 
 
+def add_words(source: str, words: str | None) -> str:
+    """Return a source with words before it (Li & Liang's form for fine-tuning, RECIPES 1.4), or as it is."""
+    return f"{words} {source}" if words else source
+
+
 def check_records(records: Sequence[Record], where: str, *, need_targets: bool = True) -> None:
     """Check that there are records and that none has an empty or missing target.
 

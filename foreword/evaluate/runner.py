@@ -81,7 +81,8 @@ def evaluate_outputs(
     """
     outputs = [text if text.strip() else task.generation.empty_output for text in predictions]
     references = [list(record.targets) for record in records]
-    tables, skipped = statistics(task.metrics, outputs, references, task.labels)
+    keys = [record.meta.get("score", {}) for record in records]
+    tables, skipped = statistics(task.metrics, outputs, references, task.labels, keys)
     rng = np.random.Generator(np.random.PCG64(seed))
     intervals: dict[str, Interval] = {}
     metrics: dict[str, float] = {}
@@ -143,9 +144,10 @@ def sample(records: Sequence[Record], limit: int | None, seed: int) -> list[Reco
 
 
 def prediction_rows(records: Sequence[Record], predictions: Sequence[str]) -> list[dict[str, object]]:
-    """Return what `predictions.jsonl` holds: id, source, targets, prediction."""
+    """Return what `predictions.jsonl` holds: id, source, targets, prediction, and what the metric needs beside them."""
     return [
         {"id": record.id, "source": record.source, "targets": list(record.targets), "prediction": text}
+        | ({"score": record.meta["score"]} if "score" in record.meta else {})
         for record, text in zip(records, predictions, strict=True)
     ]
 

@@ -1,9 +1,12 @@
 """Uncertainty: mean and sd over seeds, bootstrap intervals and paired tests over instances.
 
+What compares runs rather than outputs (t intervals, sign flips, Holm's correction, slopes) is in `across.py`.
+
 Resampling works on sufficient statistics (`Statistics`), so a resample of a corpus metric is a weighted sum.
 Notation: N instances, K statistics of each, R resamples.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +98,67 @@ def approximate_randomisation(
     first = a.finish(np.concatenate([whole[0], whole[0] + moved]))
     second = b.finish(np.concatenate([whole[1], whole[1] - moved]))
     return {name: _randomised(scores - second[name]) for name, scores in first.items()}
+
+
+def paired_bootstrap_of_runs(
+    a: Sequence[Statistics],
+    b: Sequence[Statistics],
+    rng: np.random.Generator,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> dict[str, Difference]:
+    """Return the mean score of the runs A minus that of the runs B, as `paired_bootstrap` does for one run each.
+
+    Every run is scored on the same instances, and one resample draws the same instances for all of them. The interval
+    tells of other test sets, not of other seeds.
+
+    Raises:
+        DataError: no run, or runs that were not scored on the same number of instances.
+    """
+    _check_runs(a, b)
+    counts = _counts(len(a[0].values), rng, resamples)
+    means = [_mean_scores(runs, lambda s: np.concatenate([s.values.sum(0, keepdims=True), counts @ s.values]))
+             for runs in (a, b)]
+    return {name: _paired(scores - means[1][name], level) for name, scores in means[0].items()}
+
+
+def approximate_randomisation_of_runs(
+    a: Sequence[Statistics], b: Sequence[Statistics], rng: np.random.Generator, trials: int = 1000
+) -> dict[str, Difference]:
+    """Return the mean score of the runs A minus that of the runs B, with the p-value of `approximate_randomisation`.
+
+    Run k of A is paired with run k of B; a swapped instance is swapped in every pair.
+
+    Raises:
+        DataError: no run, another number of runs, or of instances.
+    """
+    _check_runs(a, b)
+    if len(a) != len(b):
+        raise DataError(f"{len(a)} runs against {len(b)}; approximate randomisation swaps run by run")
+    swap = rng.integers(0, 2, size=(trials, len(a[0].values))).astype(np.float64)
+    sides = []
+    for mine, other in ((a, b), (b, a)):
+        moved = [_randomised_sums(x, y, swap) for x, y in zip(mine, other, strict=True)]
+        tables = [run.finish(sums) for run, sums in zip(mine, moved, strict=True)]
+        sides.append({name: np.mean([table[name] for table in tables], axis=0) for name in tables[0]})
+    return {name: _randomised(scores - sides[1][name]) for name, scores in sides[0].items()}
+
+
+def _randomised_sums(mine: Statistics, other: Statistics, swap: np.ndarray) -> np.ndarray:
+    whole = mine.values.sum(0, keepdims=True)
+    return np.concatenate([whole, whole + swap @ (other.values - mine.values)])
+
+
+def _mean_scores(runs: Sequence[Statistics], sums: Callable[[Statistics], np.ndarray]) -> dict[str, np.ndarray]:
+    tables = [run.finish(sums(run)) for run in runs]
+    return {name: np.mean([table[name] for table in tables], axis=0) for name in tables[0]}
+
+
+def _check_runs(a: Sequence[Statistics], b: Sequence[Statistics]) -> None:
+    if not a or not b:
+        raise DataError("a comparison needs runs on both sides; give at least one each")
+    for run in (*a, *b):
+        _check_paired(a[0], run)
 
 
 def _counts(instances: int, rng: np.random.Generator, resamples: int) -> np.ndarray:

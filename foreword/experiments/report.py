@@ -16,6 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from foreword.errors import DataError, nearest
+from foreword.experiments.heat_map import HeatMap, heat_map
 from foreword.experiments.plots import Curve, Plot, legend, line_plot, smoothed
 
 __all__ = [
@@ -24,7 +25,9 @@ __all__ = [
     "Examples",
     "Facts",
     "Findings",
+    "HeatMap",
     "Highlights",
+    "Listing",
     "Plot",
     "Prose",
     "Report",
@@ -108,6 +111,14 @@ class Facts:
 
 
 @dataclass(frozen=True)
+class Listing:
+    """Text as it is in a file, line for line; a long line scrolls in its own box."""
+
+    text: str
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Findings:
     """Checks and their outcome: `(status, check, detail)` with status "ok", "warn" or "fail"."""
 
@@ -131,7 +142,7 @@ class Highlights:
     items: Sequence[Sequence[str]]
 
 
-Block = Prose | Table | Plot | Examples | Facts | Findings | Highlights
+Block = Prose | Table | Plot | Examples | Facts | Listing | Findings | HeatMap | Highlights
 
 
 @dataclass(frozen=True)
@@ -234,6 +245,8 @@ def _view(block: Block) -> dict[str, Any]:
             "wide": line_plot(block, *WIDE_PLOT),
             "narrow": line_plot(block, *NARROW_PLOT),
         }
+    elif isinstance(block, HeatMap):
+        view |= {"wide": heat_map(block, WIDE_PLOT[0]), "narrow": heat_map(block, NARROW_PLOT[0])}
     elif isinstance(block, Table):
         view |= _table_view(block)
     elif isinstance(block, Facts):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from foreword.backbone import Backbone
+from foreword.baselines.autoprompt.trigger import Trigger
 from foreword.data.examples import encode_source, get_format
 from foreword.errors import ConfigError, PromptError
 from foreword.prompts.bank import PrefixKV
@@ -20,13 +21,13 @@ from foreword.prompts.padded import pad, pad_targets
 from foreword.prompts.soft_prompt import Realised, SoftPrompt
 from foreword.shapes import Logits
 
-Prompt = SoftPrompt | PrefixKV | None
+Prompt = SoftPrompt | PrefixKV | Trigger | None
 
 
 def generate(
     backbone: Backbone,
     texts: Sequence[str],
-    prompts: Sequence[Prompt] | SoftPrompt | PrefixKV | None = None,
+    prompts: Sequence[Prompt] | SoftPrompt | PrefixKV | Trigger | None = None,
     *,
     max_new_tokens: int = 64,
     num_beams: int = 1,
@@ -99,7 +100,7 @@ def generate_ids(
 def logits(
     backbone: Backbone,
     texts: Sequence[str],
-    prompts: Sequence[Prompt] | SoftPrompt | PrefixKV | None = None,
+    prompts: Sequence[Prompt] | SoftPrompt | PrefixKV | Trigger | None = None,
     *,
     targets: Sequence[str] | None = None,
 ) -> list[Logits]:
@@ -129,7 +130,7 @@ def logits(
 
 
 def make_rows(
-    backbone: Backbone, texts: Sequence[str], prompts: Sequence[Prompt] | SoftPrompt | PrefixKV | None
+    backbone: Backbone, texts: Sequence[str], prompts: Sequence[Prompt] | SoftPrompt | PrefixKV | Trigger | None
 ) -> tuple[list[Row], list[Prompt]]:
     """Return token rows and one prompt a row, each text in its prompt's format.
 
@@ -138,18 +139,25 @@ def make_rows(
     """
     if isinstance(texts, str):
         raise PromptError("texts is one string; pass a list of strings")
-    if prompts is None or isinstance(prompts, SoftPrompt | PrefixKV):
+    if prompts is None or isinstance(prompts, SoftPrompt | PrefixKV | Trigger):
         prompts = [prompts] * len(texts)
     if len(prompts) != len(texts):
         raise PromptError(f"{len(texts)} texts but {len(prompts)} prompts; give one prompt (or None) for each text")
-    return [_row(backbone, text, prompt) for text, prompt in zip(texts, prompts, strict=True)], list(prompts)
+    rows = [_row(backbone, text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
+    return rows, [None if isinstance(prompt, Trigger) else prompt for prompt in prompts]
 
 
 def _row(backbone: Backbone, text: str, prompt: Prompt) -> Row:
-    name = _format_name(prompt)
-    if name is None:
+    if isinstance(prompt, Trigger):  # written words: they are in the row, and nothing else is needed
+        return Row(prompt.rows(backbone, [text])[0])
+    return text_row(backbone, text, _format_name(prompt))
+
+
+def text_row(backbone: Backbone, text: str, format_name: str | None) -> Row:
+    """Return a text as a token row: in the named format, or for None as the tokenizer does it."""
+    if format_name is None:
         return Row(tuple(backbone.tokenizer(text).input_ids))
-    form = get_format(name, backbone.is_encoder_decoder)
+    form = get_format(format_name, backbone.is_encoder_decoder)
     return Row(encode_source(backbone.tokenizer, text, form), tail=form.tail)
 
 
@@ -286,4 +294,4 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
         yield
 
 
-__all__ = ["Prompt", "generate", "generate_ids", "logits", "make_rows"]
+__all__ = ["Prompt", "generate", "generate_ids", "logits", "make_rows", "text_row"]

@@ -66,7 +66,7 @@ class AttentionCall:
         if self.bias is not None:
             mask, options["is_causal"] = self._mask_with_bias(), False
         if options.get("softcap") is not None or options.get("s_aux") is not None or self._is_slow_in_sdpa():
-            return _explicit_attention(dataclasses.replace(self, mask=mask))
+            return explicit_attention(dataclasses.replace(self, mask=mask))
         return sdpa_attention_forward(self.module, self.query, self.key, self.value, mask, **options)
 
     def with_explicit_mask(self) -> "AttentionCall":
@@ -380,7 +380,7 @@ def _lowest(mask: Tensor) -> float:
     return torch.finfo(mask.dtype).min
 
 
-def _explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
+def explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """Attention with what SDPA does not offer: tanh soft-capping of the scores (Gemma 2), sinks [H] (gpt-oss)."""
     groups = call.query.shape[1] // call.key.shape[1]
     key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (call.key, call.value))

@@ -1,10 +1,10 @@
-"""Classification as text to text, in T5's forms (RECIPES 2.4): SST-2, MRPC, RTE and CB."""
+"""Classification as text to text, in T5's forms (RECIPES 2.4): SST-2, MRPC, QQP, RTE and CB."""
 
 import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from foreword.data.files import data_file, filled, pick, read_rows
+from foreword.data.files import data_file, filled, pick, read_rows, read_text
 from foreword.data.records import Record
 from foreword.errors import DataError, nearest
 from foreword.tasks.task import GenerationLimits, Task
@@ -59,6 +59,21 @@ def load_mrpc(split: str) -> list[Record]:
     return [record for record in records if (record.id in dev) == (split == "dev")]
 
 
+def load_qqp(split: str) -> list[Record]:
+    """Return QQP records from GLUE's `train.tsv` and `dev.tsv`; its test labels are not public, so dev is last."""
+    path = data_file(f"glue/qqp/{split}.tsv", "https://gluebenchmark.com")
+    words = {"0": "not_duplicate", "1": "duplicate"}
+    header, *lines = read_text(path).rstrip("\n").split("\n")
+    names, records = header.rstrip("\r").split("\t"), []
+    for number, line in enumerate(lines, start=1):
+        row = dict(zip(names, line.rstrip("\r").split("\t"), strict=False))
+        # GLUE's own files have a few rows that were cut off or lack a question; every reader leaves them out.
+        if row.get("is_duplicate") in words and row["question1"].strip() and row["question2"].strip():
+            source = t5_source(row, {"question1": "question1", "question2": "question2"}, str(path))
+            records.append(Record(source, (words[row["is_duplicate"]],), str(number), {"label": row["is_duplicate"]}))
+    return records
+
+
 def entailment_loader(name: str, labels: tuple[str, ...]) -> Callable[[str], list[Record]]:
     """Return the loader of a SuperGLUE hypothesis/premise task; its public test set has no labels, so dev is last."""
     columns = {"hypothesis": "hypothesis", "premise": "premise"}
@@ -89,11 +104,28 @@ def mrpc() -> Task:
     return Task(
         name="mrpc",
         loader=load_mrpc,
-        metrics=("f1", "accuracy"),
+        metrics=("t5_f1", "accuracy"),
         generation=LABEL_LIMITS,
         labels=("not_equivalent", "equivalent"),
         template="sentence1: ... sentence2: ... -> not_equivalent | equivalent",
         licence="MSR research licence (Microsoft Research paraphrase corpus)",
+    )
+
+
+def qqp() -> Task:
+    """Return QQP: do two questions ask the same; F1 is of `duplicate`.
+
+    Between MRPC and QQP a grid's targets take `relabel: {equivalent: duplicate}` or the other way round.
+    """
+    return Task(
+        name="qqp",
+        loader=load_qqp,
+        metrics=("t5_f1", "accuracy"),
+        generation=LABEL_LIMITS,
+        splits=("train", "dev"),
+        labels=("not_duplicate", "duplicate"),
+        template="question1: ... question2: ... -> not_duplicate | duplicate",
+        licence="Quora's terms (Quora Question Pairs, GLUE)",
     )
 
 

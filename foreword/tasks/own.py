@@ -1,12 +1,15 @@
-"""A user's own task: local files and two templates, described in ten lines of YAML."""
+"""A user's own task: files or a hub data set and two templates, described in ten lines of YAML."""
 
 import string
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from foreword.config import build, load_yaml
-from foreword.data.files import pick, read_rows, texts
+from foreword.data.files import pick, read_hub, read_rows, texts
 from foreword.data.records import Record
 from foreword.errors import ConfigError, DataError, nearest
 from foreword.tasks.task import GenerationLimits, Task
@@ -19,7 +22,10 @@ class OwnTask:
     Attributes:
         name: the task's name in reports.
         source, target: templates such as `"{question} context: {passage}"`, over the columns of the files.
-        train, dev, test: JSONL, JSON, CSV, TSV or Parquet files, relative to the YAML file.
+        train, dev, test: JSONL, JSON, CSV, TSV or Parquet files, relative to the YAML file; with `hub`, splits of it.
+        hub: id of a Hugging Face data set (or a folder that `datasets` reads); `hub_config` and `hub_revision` of it.
+        holdout: share of the training rows that becomes `dev`, and again `test`, where those are not given; rows of one
+            source stay together.
         metrics: names in `foreword.evaluate.metrics.METRICS`.
         label_words: for a classification, from the file's label values to the words the model is to write.
         generation: decoding limits.
@@ -32,6 +38,10 @@ class OwnTask:
     train: str | None = None
     dev: str | None = None
     test: str | None = None
+    hub: str | None = None
+    hub_config: str | None = None
+    hub_revision: str | None = None
+    holdout: float | None = None
     label_words: dict[str, str] = field(default_factory=dict)
     generation: GenerationLimits = field(default_factory=GenerationLimits)
     licence: str = ""
@@ -58,9 +68,15 @@ def own_task(own: OwnTask, folder: str | Path = ".") -> Task:
     columns(own.target, "target")
 
     def load(split: str) -> list[Record]:
-        file = Path(folder) / files[split]
-        return [_record(row, f"{str(file)!r} row {number}", number, own) for number, row in read_rows(file)]
+        if own.hub is not None:
+            where, rows = own.hub, read_hub(own.hub, files[split], own.hub_config, own.hub_revision)
+        else:
+            file = Path(folder) / files[split]
+            where, rows = str(file), read_rows(file)
+        return [_record(row, f"{where!r} row {number}", number, own) for number, row in rows]
 
+    if own.holdout is not None:
+        load, files = _held_out(own, load, files)
     return Task(
         name=own.name,
         loader=load,
@@ -73,6 +89,31 @@ def own_task(own: OwnTask, folder: str | Path = ".") -> Task:
         max_source=own.max_source,
         max_target=own.max_target,
     )
+
+
+def _held_out(
+    own: OwnTask, load: Callable[[str], list[Record]], files: dict[str, str]
+) -> tuple[Callable[[str], list[Record]], dict[str, str]]:
+    """Return a loader that also cuts the missing ones of dev and test from the training rows, and all its splits."""
+    missing = [split for split in ("dev", "test") if split not in files]
+    if "train" not in files or not missing or not 0 < own.holdout * len(missing) < 1:
+        raise ConfigError(
+            f"holdout = {own.holdout} cuts {missing or 'nothing'} from train of task {own.name!r}; give train, leave "
+            "dev or test out, and a share that leaves something to learn from"
+        )
+
+    def cut(split: str) -> list[Record]:
+        if split in files and split != "train":
+            return load(split)
+        records = load("train")
+        sources = list(dict.fromkeys(record.source for record in records))
+        order = [sources[i] for i in np.random.Generator(np.random.PCG64(0)).permutation(len(sources))]
+        size = max(1, round(own.holdout * len(sources)))
+        parts = {name: set(order[size * k : size * (k + 1)]) for k, name in enumerate(missing)}
+        parts["train"] = set(order[size * len(missing) :])
+        return [record for record in records if record.source in parts[split]]
+
+    return cut, {split: files.get(split, files["train"]) for split in ("train", "dev", "test")}
 
 
 def columns(template: str, where: str) -> list[str]:

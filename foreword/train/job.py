@@ -15,7 +15,7 @@ from typing import Any
 
 from foreword.backbone import Backbone, load_backbone
 from foreword.data.examples import Example, TextFormat, get_format, tokenise
-from foreword.data.records import Record, digest
+from foreword.data.records import Record, add_words, digest
 from foreword.errors import ForewordError
 from foreword.prompts.spec import PromptSpec
 from foreword.tasks import get_task
@@ -26,6 +26,7 @@ from foreword.train.record import RunRecord, discard_unstarted, read_config
 from foreword.train.run import Run, TrainData, TrainResult
 from foreword.train.run_config import Recipe, RunConfig, resolve, resolve_recipe
 from foreword.train.step import train_step
+from foreword.train.trigger_run import run_trigger_search
 
 
 def train(config: RunConfig, *, evaluator: Evaluator | None = None, progress: bool | None = None) -> TrainResult:
@@ -111,6 +112,8 @@ def train_prompt(
 
 
 def _run(config: RunConfig, world: World, evaluator: Evaluator | None, progress: bool | None) -> TrainResult:
+    if config.method == "autoprompt":
+        return run_trigger_search(config, world, evaluator, progress)
     backbone = load_frozen(config, world)
     data = load_data(config, backbone)
     run = Run(config, backbone, data, world, Path(config.run_dir), evaluator)
@@ -137,12 +140,18 @@ def load_data(config: RunConfig, backbone: Backbone) -> TrainData:
     task, wanted = get_task(config.task), config.data
     form = get_format(wanted.format, backbone.is_encoder_decoder)
     limits = (wanted.max_source or task.max_source, wanted.max_target or task.max_target)
-    records = task.load("train", wanted.limit)
-    train_rows = tokenise(records, backbone.tokenizer, form, *limits).examples
+    records = _worded(task.load("train", wanted.limit), wanted.words)
+    shown = records[:8] if config.method == "written" else records  # nothing trains: a few rows for a rehearsal
+    train_rows = tokenise(shown, backbone.tokenizer, form, *limits).examples
     dev_rows: Sequence[Example] = ()
     if config.dev.every:
-        dev_rows = tokenise(task.load(wanted.dev_split, wanted.dev_limit), backbone.tokenizer, form, *limits).examples
-    return TrainData(train_rows, dev_rows, form, digest(records))
+        dev_records = _worded(task.load(wanted.dev_split, wanted.dev_limit), wanted.words)
+        dev_rows = tokenise(dev_records, backbone.tokenizer, form, *limits).examples
+    return TrainData(train_rows, dev_rows, form, digest(records), records, task.labels)
+
+
+def _worded(records: list[Record], words: str | None) -> list[Record]:
+    return [dataclasses.replace(record, source=add_words(record.source, words)) for record in records]
 
 
 def run_all(backbone: Backbone, runs: Sequence[Run], world: World, progress: bool | None) -> list[TrainResult]:

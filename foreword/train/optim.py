@@ -204,10 +204,11 @@ def default_lr(optimiser: str, method: str, kind: str = "prefix", reparam: str =
     """Return the peak learning rate that is used where none is given.
 
     Sources: Lester et al. (Adafactor 0.3); PEFT's own benchmark, PEERS 1.4 (a direct prefix wants 5e-3); Li & Liang's
-    grid for fine-tuning (5e-5). Behind an MLP the same step moves the prefix much further, so it is smaller.
+    grid for fine-tuning (5e-5) and their small adapters (8e-5); Hu et al. for LoRA (2e-4). Behind an MLP the same step
+    moves the prefix much further, so it is smaller.
     """
-    if method == "fine_tune":
-        return 1e-3 if optimiser == "adafactor" else 5e-5
+    if method != "prompt":
+        return 1e-3 if optimiser == "adafactor" else {"adapter": 8e-5, "lora": 2e-4}.get(method, 5e-5)
     if optimiser == "adafactor":
         return 0.3 if kind == "prompt" else 0.03
     return 1e-3 if reparam == "mlp" else 5e-3

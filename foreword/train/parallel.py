@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.errors import BackboneError
+from foreword.geometry import blocks
 
 
 @dataclass(frozen=True)
@@ -100,22 +101,10 @@ def shard_weights(backbone: Backbone, world: World) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    layers = _layers(backbone)
+    layers = blocks(backbone.model)
     if not layers:
         raise BackboneError(f"{type(backbone.model).__name__} has no list of layers to shard; set shard to false")
     mesh = init_device_mesh(torch.device(world.device or "cpu").type, (world.size,))
     for layer in layers:
         fully_shard(layer, mesh=mesh)
     backbone.model.foreword_sharded = True  # embedding prompts then run in each row (SoftPrompt.realise)
-
-
-def _layers(backbone: Backbone) -> list[torch.nn.Module]:
-    """Return the modules directly inside the model's lists that hold attention sites."""
-    lists = [m for m in backbone.model.modules() if isinstance(m, torch.nn.ModuleList)]
-    outer = [child for one in lists for child in one if _holds_site(child)]
-    inner = {id(m) for layer in outer for m in layer.modules() if m is not layer}
-    return [layer for layer in outer if id(layer) not in inner]
-
-
-def _holds_site(module: torch.nn.Module) -> bool:
-    return any(hasattr(child, "foreword_site") for child in module.modules())

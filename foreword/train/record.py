@@ -7,6 +7,7 @@ one. Safetensors and JSON only. `metrics.jsonl` has no clock in it: two runs of 
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,6 +185,17 @@ def read_config(run_dir: str | Path, wanted: Recipe | None = None) -> RunConfig:
     if changed:
         raise ConfigError(f"a resumed run keeps its config: {'; '.join(changed)}; start a new run_dir for a change")
     return saved
+
+
+def peak_bytes() -> int:
+    """Return this process's high-water mark of memory: its resident set, as the kernel keeps it since it started."""
+    status = Path("/proc/self/status")
+    if status.is_file():  # getrusage's figure would include the parent's before exec
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
+        return int(lines["VmHWM"].split()[0]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _steps(checkpoints: Path) -> list[Path]:

@@ -17,8 +17,11 @@ from foreword.train.record import read_config
 from foreword.train.run import make_learner
 from foreword.train.run_config import RunConfig, resolve
 from foreword.train.step import make_pass
+from foreword.train.trigger_run import load_readable, measure, prepare, refuse_unused
 
 REHEARSED_RECORDS = 4
+SEARCHED_RECORDS = 100
+"""Of a search, whose label words need records of every label."""
 
 
 def settle(settings: Sequence[str], shortcuts: Mapping[str, Any], resumed: str | None = None) -> RunConfig:
@@ -94,8 +97,11 @@ def rehearse(config: RunConfig) -> Rehearsal:
         ForewordError: whatever the run itself would raise before its first step.
     """
     config = resolve(config)
+    if config.method == "autoprompt":
+        return _rehearse_search(config)
     backbone = load_frozen(config, World())
-    few = dataclasses.replace(config.data, limit=REHEARSED_RECORDS, dev_limit=REHEARSED_RECORDS)
+    limit = config.data.limit if config.method == "written" else REHEARSED_RECORDS  # examples are drawn from all
+    few = dataclasses.replace(config.data, limit=limit, dev_limit=REHEARSED_RECORDS)
     data = load_data(dataclasses.replace(config, data=few), backbone)
     learner, init = make_learner(config, backbone, data)
     learner.training(False)
@@ -105,3 +111,15 @@ def rehearse(config: RunConfig) -> Rehearsal:
         loss = target_loss(backbone, rows, learner.prompts(len(rows)))
     count = sum(parameter.numel() for parameter in learner.parameters().values())
     return Rehearsal(config, examples, count, init, float(loss.sum) / loss.num_tokens)
+
+
+def _rehearse_search(config: RunConfig) -> Rehearsal:
+    """Return what a search for trigger words would start from; label words are looked for in a few records only."""
+    refuse_unused(config)
+    limit, dev = (min(n or SEARCHED_RECORDS, SEARCHED_RECORDS) for n in (config.data.limit, config.data.dev_limit))
+    few = dataclasses.replace(config.data, limit=limit, dev_limit=dev)
+    prepared = prepare(dataclasses.replace(config, data=few), load_readable(config.backbone))
+    rows = prepared.search.examples[:REHEARSED_RECORDS]
+    loss = measure(prepared.search.reader, rows, prepared.first, len(rows)).loss
+    examples = [Example(row.ids, row.target) for row in rows]
+    return Rehearsal(config, examples, 0, prepared.summary(), loss)

@@ -5,20 +5,22 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from foreword.backbone import Backbone
-from foreword.baselines.fine_tune import FineTune
+from foreword.baselines.methods import make_baseline
 from foreword.config import to_dict
 from foreword.data.examples import Example, TextFormat
+from foreword.data.records import Record
 from foreword.errors import TrainingError
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.train.dev import Best, Evaluator, evaluate_step
 from foreword.train.learner import Learner, PromptLearner
 from foreword.train.parallel import World
 from foreword.train.progress import Display
-from foreword.train.record import ARTIFACT, Checkpoint, RunRecord, read_best, read_latest
+from foreword.train.record import ARTIFACT, Checkpoint, RunRecord, peak_bytes, read_best, read_latest
 from foreword.train.run_config import Recipe
 from foreword.train.step import StepReport, Trainee
 from foreword.train.track import Sink, open_sinks
@@ -35,7 +37,7 @@ class TrainResult:
         final_loss: normalised training loss of the last step.
         best_dev: the deciding dev metric at the best step; None without evaluations.
         best_step: the step whose parameters were saved.
-        prompt: the trained prompt; None for fine-tuning.
+        prompt: the trained prompt; None for the other methods.
         seconds: wall-clock of this process's part, loading not included.
     """
 
@@ -51,12 +53,14 @@ class TrainResult:
 
 @dataclass(frozen=True, eq=False)
 class TrainData:
-    """The tokenised rows of a run, the text format they are in, and the digest of the training records."""
+    """The tokenised rows of a run, their text format, the training records and their digest, the task's labels."""
 
     train: Sequence[Example]
     dev: Sequence[Example] = ()
     form: TextFormat | None = None
     digest: str = ""
+    records: Sequence[Record] = ()
+    labels: tuple[str, ...] = ()
 
     @property
     def tail(self) -> int:
@@ -66,8 +70,9 @@ class TrainData:
 
 def make_learner(recipe: Recipe, backbone: Backbone, data: TrainData) -> tuple[Learner, str]:
     """Return a fresh learner of the recipe's method, and a line on how it was initialised."""
-    if recipe.method == "fine_tune":
-        return FineTune(recipe.fine_tune, backbone, recipe.seed), "the backbone's own weights"
+    if recipe.method != "prompt":
+        spec = getattr(recipe, recipe.method)
+        return make_baseline(recipe.method, spec, backbone, recipe.seed, data.records, data.labels)
     texts = [example.source_ids + example.target_ids for example in data.train]
     learner, report = PromptLearner.fresh(recipe.prompt, backbone, recipe.seed, texts)
     learner.prompt.format = data.form.name if data.form is not None else None
@@ -122,6 +127,7 @@ class Run:
             if self.world.is_first:
                 self.record = RunRecord(self.run_dir, self.recipe.checkpoint.keep)
                 self.record.go_back_to(checkpoint)
+                self.record.times({"step": self.trainee.step, "seconds": 0.0, "tokens": 0})  # a process starts
                 self.sinks = open_sinks(self.run_dir, self.recipe, self.trainee.step)
         self._say(f"going on from step {self.trainee.step}" if self.trainee.step else self.init_line)
 
@@ -147,6 +153,7 @@ class Run:
             recipe = {key: value for key, value in to_dict(self.recipe).items() if key != "run_dir"}
             facts = {"recipe": recipe, "scores": self._scores(), "data_digest": self.data.digest}
             artifact = self.learner.save(self.run_dir / ARTIFACT, **facts)
+            self.record.times(self._usage())
         self.learner.training(False)
         self.world.wait()
         steps = self.trainee.step
@@ -160,6 +167,15 @@ class Run:
             sink.close()
         if self.record is not None:
             self.record.close()
+
+    def _usage(self) -> dict[str, Any]:
+        """Return what the run took: trained parameters, seconds of this process, and its peaks of memory in bytes."""
+        count = sum(parameter.numel() for parameter in self.trainee.parameters.values())
+        seconds = round(time.monotonic() - self.started, 3)
+        usage = {"step": self.trainee.step, "seconds": seconds, "trained": count, "peak_bytes": peak_bytes()}
+        if self.backbone.device.type == "cuda":
+            usage["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.backbone.device)
+        return usage
 
     def _scores(self) -> dict[str, float]:
         scores = {"train_loss": self.final_loss}
@@ -255,7 +271,7 @@ class Run:
             "stopped": self.stopped,
             "final_loss": self.final_loss,
             "data": self.data.digest,
-            "backbone": self.backbone.fingerprint if self.learner.is_prompt else {},
+            "backbone": self.backbone.fingerprint,  # read before anything was changed
         }
         self.record.save(self.trainee.step, tensors, state)
         self._saved_step = self.trainee.step
@@ -266,7 +282,7 @@ class Run:
             return
         state = checkpoint.state
         _check_same("training data", state["data"], self.data.digest)
-        if self.learner.is_prompt:
+        if state["backbone"]:  # runs of older versions have none for fine-tuning
             _check_same("backbone", state["backbone"], self.backbone.fingerprint)
         groups: dict[str, dict[str, torch.Tensor]] = {"learner": {}, "optim": {}, "random": {}}
         for full, tensor in checkpoint.tensors.items():

@@ -6,7 +6,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from foreword.backbone import bundled_backbones
+from foreword.baselines.adapter import AdapterSpec
+from foreword.baselines.autoprompt.spec import ITERATIONS, AutoPromptSpec
 from foreword.baselines.fine_tune import FineTuneSpec
+from foreword.baselines.lora import LoraSpec
+from foreword.baselines.top_layers import TopLayersSpec
+from foreword.baselines.written import WrittenSpec
 from foreword.config import build, load_yaml, to_dict
 from foreword.data.batches import BatchConfig
 from foreword.errors import ConfigError
@@ -38,6 +43,8 @@ class DataConfig:
         dev_split: the split that early stopping looks at.
         format: text format (foreword.data.examples.FORMATS); None takes the backbone's default.
         max_source, max_target: truncation in tokens; None takes the task's.
+        words: text that stands before every source, for methods without a soft prompt: a written prompt's words, and
+            the same words for what it is compared with (a soft prompt has them in `prompt.init.text`).
     """
 
     limit: int | None = None
@@ -46,6 +53,7 @@ class DataConfig:
     format: str | None = None
     max_source: int | None = None
     max_target: int | None = None
+    words: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,9 +132,11 @@ class Recipe:
     """How something is learned, whatever the data and the backbone.
 
     Attributes:
-        method: `prompt` trains a soft prompt, `fine_tune` every weight of the backbone.
+        method: `prompt` trains a soft prompt; `fine_tune` every weight of the backbone, `top_layers` its last blocks,
+            `adapter` a bottleneck behind each block, `lora` PEFT's low-rank updates; `written` trains nothing;
+            `autoprompt` searches written words (it reads no optimiser, schedule, batch or epochs).
         prompt: the soft prompt's form.
-        fine_tune: options of full fine-tuning.
+        fine_tune, top_layers, adapter, lora, written, autoprompt: options of the other methods.
         loss: `token` divides the step's summed loss by its target tokens; `sequence_sum` by its targets (Li & Liang).
         steps: optimiser steps; or
         epochs: passes over the data (5 where neither is given).
@@ -136,9 +146,14 @@ class Recipe:
         seed: of the initialisation, the data order and all dropout.
     """
 
-    method: Literal["prompt", "fine_tune"] = "prompt"
+    method: Literal["prompt", "fine_tune", "top_layers", "adapter", "lora", "written", "autoprompt"] = "prompt"
     prompt: PromptSpec = field(default_factory=PromptSpec)
     fine_tune: FineTuneSpec = field(default_factory=FineTuneSpec)
+    top_layers: TopLayersSpec = field(default_factory=TopLayersSpec)
+    adapter: AdapterSpec = field(default_factory=AdapterSpec)
+    lora: LoraSpec = field(default_factory=LoraSpec)
+    written: WrittenSpec = field(default_factory=WrittenSpec)
+    autoprompt: AutoPromptSpec = field(default_factory=AutoPromptSpec)
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     batch: TrainBatch = field(default_factory=TrainBatch)
@@ -159,13 +174,15 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name} = {value!r} must be positive")
-        if self.method == "fine_tune" and self.shard:
-            raise ConfigError("shard = true splits frozen weights; it does not go with method 'fine_tune'")
+        if self.method != "prompt" and self.shard:
+            raise ConfigError(f"shard = true splits frozen weights; it does not go with method {self.method!r}")
 
     @property
     def title(self) -> str:
         """A short name: the method, and a soft prompt's kind and length."""
-        return self.method if self.method != "prompt" else f"{self.prompt.kind}{self.prompt.length}"
+        if self.method == "prompt":
+            return f"{self.prompt.kind}{self.prompt.length}"
+        return getattr(self, self.method).title
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +199,20 @@ class RunConfig(Recipe):
     data: DataConfig = field(default_factory=DataConfig)
     run_dir: str | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.method == "prompt" and self.data.words:
+            raise ConfigError(
+                f"data.words = {self.data.words!r} is for methods without a soft prompt; put the words into the prompt "
+                "by prompt.init.name = 'words' (or 'activations') and prompt.init.text"
+            )
+
 
 def resolve_recipe(recipe: R) -> R:
     """Return the recipe with every default that depends on other fields filled in."""
+    if recipe.method == "autoprompt":  # no optimiser: its iterations are its steps (RECIPES 4)
+        given = recipe.steps is not None or recipe.epochs is not None
+        return recipe if given else dataclasses.replace(recipe, steps=ITERATIONS)
     lr = recipe.optim.lr
     if lr is None:
         lr = default_lr(recipe.optim.name, recipe.method, recipe.prompt.kind, recipe.prompt.reparam)

@@ -77,10 +77,11 @@ class Trainee:
         self.recipe = recipe
         self.tail = tail
         self.parameters = learner.parameters()
-        self.optimiser = make_optimiser(self.parameters, recipe.optim)
+        # A written prompt has nothing to train: its run is over before the first step.
+        self.optimiser = make_optimiser(self.parameters, recipe.optim) if self.parameters else None
         config = recipe.batch.sampling()
         self.sampler = BatchSampler.of(examples, config, seed=recipe.seed, rank=world.rank, world=world.size)
-        self.total = recipe.steps or self._steps_of_epochs(recipe.epochs)
+        self.total = (recipe.steps or self._steps_of_epochs(recipe.epochs)) if self.parameters else 0
         self.step = 0
         self.checked = False
         self._batches = _endless(self.sampler)
@@ -100,17 +101,19 @@ class Trainee:
     def check_gradients(self) -> None:
         """Raise if a tensor of the prompt gets no gradient: it would stay as it was drawn, in silence.
 
+        Among a model's own weights some may be unused, and an adapter or LoRA starts with one of its two factors at
+        zero, so that the other gets a zero gradient at the first step: there, only all tensors together must move.
+
         Raises:
             TrainingError: it names the tensor.
         """
-        for name, parameter in self.parameters.items():
-            if parameter.grad is None and not self.learner.is_prompt:
-                continue  # a weight that the model does not use (position tables of an unused part)
-            if parameter.grad is None or not parameter.grad.any():
-                raise TrainingError(
-                    f"step {self.step + 1}: tensor {name!r} got {'no' if parameter.grad is None else 'a zero'} "
-                    "gradient, so it cannot learn; run `foreword doctor`, or choose other prompt.stacks or init"
-                )
+        silent = [name for name, p in self.parameters.items() if p.grad is None or not p.grad.any()]
+        if silent and (self.learner.is_prompt or len(silent) == len(self.parameters)):
+            kind = "no" if self.parameters[silent[0]].grad is None else "a zero"
+            raise TrainingError(
+                f"step {self.step + 1}: tensor {silent[0]!r} got {kind} gradient, so it cannot learn; run "
+                "`foreword doctor`, or choose other prompt.stacks or init"
+            )
         self.checked = True
 
     def _steps_of_epochs(self, epochs: float) -> int:

@@ -18,6 +18,8 @@ INVENTED = """mr,ref
 "name[The Heron], eatType[pub]","The Heron is a pub."
 "name[Elm], area[riverside]","Elm is by the river."
 """
+INVENTED += "".join(f'"name[Inn {i}], eatType[pub]","Inn {i} is a pub."\n' for i in range(8))  # for eight shots
+PHRASES = "sentence\tlabel\n" + "".join(f"a {word} film {i}\t{i % 2}\n" for i in range(6) for word in ("slow", "warm"))
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -33,10 +35,13 @@ def commands(shell: str) -> list[list[str]]:
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """An empty folder with the recipes beside it and two invented E2E rows a split, so that no data set is needed."""
+    """An empty folder with the recipes beside it and invented E2E and SST-2 rows, so that no data set is needed."""
     for name in ("trainset.csv", "devset.csv", "testset_w_refs.csv"):
         (tmp_path / "data" / "e2e").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "e2e" / name).write_text(INVENTED, encoding="utf-8")
+    (tmp_path / "data" / "glue" / "sst2").mkdir(parents=True)
+    for split in ("train", "dev", "test"):
+        (tmp_path / "data" / "glue" / "sst2" / f"{split}.tsv").write_text(PHRASES, encoding="utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.setenv("FOREWORD_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)

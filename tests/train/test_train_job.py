@@ -236,7 +236,7 @@ def test_defaults_are_resolved_and_a_missing_backbone_is_named(monkeypatch):
         ("steps: 3", "missing field 'task'"),
         ("task: e2e\nsteps: 3\nepochs: 2", "give one of them"),
         ("task: e2e\nsteps: 0", "steps = 0 must be positive"),
-        ("task: e2e\nmethod: lora", "method = 'lora'"),
+        ("task: e2e\nmethod: lara", "method = 'lara'.*did you mean 'lora'"),
         ("task: e2e\ndev: {patience: 0}", "dev.patience"),
         ("task: e2e\ncheckpoint: {keep: 0}", "keep = 0"),
         ("task: e2e\nmethod: fine_tune\nshard: true", "shard"),

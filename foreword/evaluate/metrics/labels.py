@@ -21,6 +21,29 @@ def f1(predictions: Texts, references: References, labels: Sequence[str] = ()) -
     return Statistics(_confusion(predictions, references, labels), _f1)
 
 
+def t5_f1(predictions: Texts, references: References, labels: Sequence[str] = ()) -> Statistics:
+    """Return F1 in 0..1 of the last of two labels, an illegal output counting as the opposite of the true label.
+
+    T5's `f1_score_with_invalid`, for MRPC and QQP: an illegal word on a negative instance is then a false positive,
+    where `f1` leaves it out.
+    """
+    return Statistics(_two_by_three(predictions, references, labels), _t5_f1)
+
+
+def _two_by_three(predictions: Texts, references: References, labels: Sequence[str]) -> np.ndarray:
+    legal = _legal(references, labels)
+    if len(legal) != 2:
+        raise DataError(f"t5_f1 needs two labels, not {legal}; use macro_f1, or name the two (the positive one last)")
+    return _confusion(predictions, references, labels)
+
+
+def _t5_f1(sums: np.ndarray) -> dict[str, np.ndarray]:
+    table = _square(sums)
+    right = table[:, 1, 1]
+    both = table[:, 1].sum(1) + right + table[:, 0, 1] + table[:, 0, 2]
+    return {"F1": np.divide(2 * right, both, out=np.zeros_like(both), where=both > 0)}
+
+
 def macro_f1(predictions: Texts, references: References, labels: Sequence[str] = ()) -> Statistics:
     """Return the mean over all labels of their F1, 0..1; a label that never occurs counts 0, as in scikit-learn."""
     return Statistics(_confusion(predictions, references, labels), _macro_f1)

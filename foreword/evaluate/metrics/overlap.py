@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foreword.data.extras import load_extra
-from foreword.evaluate.metrics.statistics import References, Statistics, Texts
+from foreword.evaluate.metrics.statistics import References, Statistics, Texts, mean_of
 
 BOOTSTRAP = 1000  # rouge-score's BootstrapAggregator
 KINDS = {"rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
@@ -32,6 +32,13 @@ def rouge(predictions: Texts, references: References, labels: Sequence[str] = ()
     values = rouge_values(predictions, references)
     table = np.concatenate([values, np.ones((len(values), 1))], axis=1)
     return Statistics(table, lambda sums: {name: sums[:, i] / sums[:, 3] for i, name in enumerate(KINDS.values())})
+
+
+def rouge_lsum(predictions: Texts, references: References, labels: Sequence[str] = ()) -> Statistics:
+    """Return ROUGE-Lsum F in 0..1: sentences, one a line, are matched apart (See et al.'s way, for CNN/DailyMail)."""
+    scorer = load_extra("rouge_score.rouge_scorer", "ROUGE").RougeScorer(["rougeLsum"], use_stemmer=True)
+    pairs = zip(predictions, references, strict=True)
+    return mean_of("ROUGE-Lsum", [scorer.score_multi(list(t), text)["rougeLsum"].fmeasure for text, t in pairs])
 
 
 def rouge_values(predictions: Texts, references: References) -> np.ndarray:

@@ -3,8 +3,9 @@
 Notation: N instances, K statistics of each, R resamples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +34,32 @@ class Statistics:
 
 Metric = Callable[[Texts, References, Sequence[str]], Statistics]
 """Predictions [N], references [N][1..], and the legal labels (empty for free text) to statistics."""
+
+
+GroupMetric = Callable[[Texts, References, Sequence[Mapping[str, Any]]], Statistics]
+"""Predictions [N], references [N][1..], and what each instance's record keeps for its metric, to statistics."""
+
+
+def by_group(rows: np.ndarray, groups: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Return per-instance rows [N, K] summed by group [G, K], groups in their first order, and each group's size [G].
+
+    A group is then the instance that is resampled: the answers of one question are drawn together.
+    """
+    places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
+    index = np.array([places[group] for group in groups])
+    sums = np.zeros((len(places), rows.shape[1]))
+    np.add.at(sums, index, rows)
+    return sums, np.bincount(index, minlength=len(places)).astype(np.float64)
+
+
+def check_keys(name: str, keys: Sequence[Mapping[str, Any]], instances: int) -> None:
+    """Check that a metric over groups has been told the group of every instance.
+
+    Raises:
+        DataError: it has not.
+    """
+    if len(keys) != instances or not all(keys):
+        raise DataError(f"metric {name!r} needs meta['score'] of each of {instances} records; its own task sets it")
 
 
 def mean_of(name: str, values: Sequence[float]) -> Statistics:

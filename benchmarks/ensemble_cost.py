@@ -1,0 +1,151 @@
+"""What an ensemble of N prompts costs beside N passes of one prompt each, and its memory beside one model's.
+
+    python benchmarks/ensemble_cost.py --backbone foreword-decoder-6m --record benchmarks/records/DATE_ensemble_cost
+
+Two jobs on short inputs: label scoring (two label words, one pass) and generation (a dozen new tokens). The N passes
+use the same code with an ensemble of one. Batches are interleaved; a batch's time is the least of its repeats, and the
+ratio is of the sums. On a CPU the memory of each contender is read in a process of its own.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from meters import Clock, machine, peak_bytes, reset_peak
+
+from foreword.backbone import Backbone, load_backbone
+from foreword.compose.ensemble import Ensemble
+from foreword.prompts.init import initialise
+from foreword.prompts.soft_prompt import SoftPrompt, make_prompt
+from foreword.prompts.spec import PromptSpec
+from foreword.tasks.task import GenerationLimits
+
+TEXTS = (
+    "sentence: a warm and funny film", "sentence: the plot never finds its feet", "sentence: it is worth seeing",
+    "sentence: dull from the first scene", "name : Blue Door, food : pasta", "name : The Mill, area : riverside",
+    "sentence: an honest , moving story", "sentence: nobody laughed once",
+)
+LABELS = ("negative", "positive")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="foreword-decoder-6m")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--members", type=int, default=5)
+    parser.add_argument("--length", type=int, default=10)
+    parser.add_argument("--new-tokens", type=int, default=12)
+    parser.add_argument("--texts", type=int, nargs="+", default=[1, 2, 4, 8], help="texts in one pass")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--record", type=Path)
+    parser.add_argument("--memory-of", choices=("one", "ensemble"), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def members(args: argparse.Namespace) -> tuple[Backbone, list[SoftPrompt]]:
+    backbone = load_backbone(args.backbone, dtype=args.dtype, device=args.device)
+    prompts = []
+    for seed in range(args.members):
+        prompt = make_prompt(PromptSpec(length=args.length), backbone)
+        initialise(prompt, backbone, torch.Generator().manual_seed(seed), training_ids=[list(range(9 + seed, 400))])
+        prompts.append(prompt)
+    return backbone, prompts
+
+
+def jobs(args: argparse.Namespace) -> dict[str, Callable[[Ensemble, list[str]], object]]:
+    """Return what is timed; all rows generate to the limit, so that no early end favours anybody."""
+    limits = GenerationLimits(max_new_tokens=args.new_tokens, min_new_tokens=args.new_tokens)
+    return {
+        "label scoring": lambda ensemble, texts: ensemble.scores(texts, [LABELS] * len(texts)),
+        "generation": lambda ensemble, texts: ensemble.outputs(texts, limits),
+    }
+
+
+def compare(args: argparse.Namespace) -> list[dict]:
+    """Return a line for each job and number of texts in a pass: seconds a batch, and the ratio."""
+    backbone, prompts = members(args)
+    lines = []
+    for job, run in jobs(args).items():
+        for size in args.texts:
+            whole = Ensemble(backbone, prompts, batch_size=size)
+            alone = [Ensemble(backbone, [prompt], batch_size=size) for prompt in prompts]
+            batches = [list(TEXTS[i : i + size]) for i in range(0, len(TEXTS), size)]
+            least = {"together": [float("inf")] * len(batches), "apart": [float("inf")] * len(batches)}
+            for repeat in range(args.repeats + 1):
+                for number, texts in enumerate(batches):
+                    for name, group in (("together", [whole]), ("apart", alone)):
+                        with Clock(args.device) as clock:
+                            for ensemble in group:
+                                run(ensemble, texts)
+                        if repeat:  # the first round warms up every shape
+                            least[name][number] = min(least[name][number], clock.seconds)
+            together, apart = (sum(least[name]) / len(batches) for name in ("together", "apart"))
+            lines.append({
+                "job": job, "texts": size, "together_sec": together, "apart_sec": apart, "ratio": together / apart
+            })
+    return lines
+
+
+def memory(args: argparse.Namespace) -> dict[str, int]:
+    """Return the bytes of the weights, and what running one contender adds to them at its peak, prompts included."""
+    count = 1 if args.memory_of == "one" else args.members
+    backbone, prompts = members(args)
+    ensemble = Ensemble(backbone, prompts[:count], batch_size=1)
+    before = reset_peak(args.device)
+    for run in jobs(args).values():
+        for text in TEXTS:
+            run(ensemble, [text])
+    working = peak_bytes(args.device) - before
+    weights = sum(t.numel() * t.element_size() for t in backbone.model.parameters())
+    held = sum(prompt.num_bytes for prompt in ensemble._ready)
+    return {"weights": weights, "prompts": held, "working": working, "total": weights + held + working}
+
+
+def memories(args: argparse.Namespace) -> dict[str, dict[str, int]]:
+    """Return both contenders' memory, each from a fresh process."""
+    found = {}
+    for which in ("one", "ensemble"):
+        command = [sys.executable, *sys.argv, "--memory-of", which]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found[which] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def table(args: argparse.Namespace, lines: list[dict], held: dict[str, dict[str, int]]) -> str:
+    ours = f"one pass of {args.members}, ms"
+    apart = f"{args.members} passes, ms"
+    head = f"{'job':14} {'texts':>5} {ours:>19} {apart:>14} {'ratio':>6}"
+    form = "{job:14} {texts:5} {together:19.2f} {apart:14.2f} {ratio:6.2f}"
+    rows = [form.format(**x, together=1e3 * x["together_sec"], apart=1e3 * x["apart_sec"]) for x in lines]
+    ratio = held["ensemble"]["total"] / held["one"]["total"]
+    sizes = [f"{which} {found['total'] / 1e6:.1f} MB" for which, found in held.items()]
+    return "\n".join([head, *rows, f"memory, weights and peak of a run: {', '.join(sizes)}, ratio {ratio:.2f}"])
+
+
+def main() -> None:
+    args = parse()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        print(json.dumps(memory(args)))
+        return
+    held = memories(args)
+    lines = compare(args)
+    print(text := table(args, lines, held))
+    config = {key: value for key, value in vars(args).items() if key not in ("record", "memory_of")}
+    ratio = held["ensemble"]["total"] / held["one"]["total"]
+    result = {"config": config, "machine": machine(args.device), "lines": lines, "memory": held, "memory_ratio": ratio}
+    print(line := json.dumps(result))
+    if args.record:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        args.record.with_suffix(".txt").write_text(text + "\n")
+        args.record.with_suffix(".json").write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

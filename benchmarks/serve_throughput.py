@@ -1,0 +1,111 @@
+"""Tokens a second of mixed requests with many prefixes on a GPT-2-small shape: our engine and PEFT.
+
+    python benchmarks/serve_throughput.py --threads 2 --record benchmarks/records/DATE_serve_throughput
+    python benchmarks/serve_throughput.py --device cuda
+
+Random weights, random token ids, greedy, no EOS. PEFT holds every adapter in one model and serves one at a time:
+requests grouped by adapter, each group in batches of the best of `--peft-batches` (tried in this run). Both get all
+requests at once. Contenders take turns, `--repeats` times; each counts with its fastest turn. Our engine also runs
+without any foreword, and with one prefix of 100 tokens shared by all rows. The ceiling is the rate of this machine's
+best matrix products (as in train_throughput), for the floating-point operations of the linear layers alone. Whether
+both made the same tokens is told too.
+"""
+
+import argparse
+import json
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from meters import machine, matmul_ceiling
+from servers import Ours, Peft, Workload
+
+
+def seconds(contender: Ours | Peft) -> float:
+    start = time.perf_counter()
+    contender.run()
+    return time.perf_counter() - start
+
+
+def race(contenders: dict[str, Ours | Peft], repeats: int) -> dict[str, float]:
+    """Return each contender's fastest seconds; they take turns."""
+    best = dict.fromkeys(contenders, float("inf"))
+    for _ in range(repeats):
+        for name, contender in contenders.items():
+            best[name] = min(best[name], seconds(contender))
+    return best
+
+
+def best_batch(peft: Peft, sizes: list[int]) -> int:
+    """Return the batch size with which PEFT is fastest on this workload."""
+    most = max(map(len, peft.groups))
+    tried = {}
+    for size in sorted({min(size, most) for size in sizes}):
+        peft.batch = size
+        tried[size] = seconds(peft)
+    return min(tried, key=tried.get)
+
+
+def measure(args: argparse.Namespace, count: int) -> dict:
+    """Return the figures of one number of forewords."""
+    work = Workload(args.requests, args.new_tokens)
+    ours, plain = Ours(args, work, count, work.lengths), Ours(args, work, 0, ())
+    shared = Ours(args, work, 1, (100,))
+    peft = Peft(args, work, ours.prompts)
+    same = sum(a == b for a, b in zip(ours.run(), peft.run(), strict=True))  # warms both up
+    plain.run(), shared.run()
+    peft.batch = best_batch(peft, args.peft_batches)
+    best = race({"ours": ours, "plain": plain, "shared": shared, "peft": peft}, args.repeats)
+    for engine in (ours, plain, shared):
+        engine.close()
+    tokens = args.requests * args.new_tokens
+    linear = sum(p.numel() for n, p in ours.backbone.model.named_parameters() if p.dim() == 2 and "wpe" not in n)
+    return {
+        "forewords": count,
+        "tok_per_sec": {name: tokens / value for name, value in best.items()},
+        "times_peft": best["peft"] / best["ours"],
+        "of_no_foreword": best["plain"] / best["ours"],
+        "cost_of_100_shared": best["shared"] / best["plain"],
+        "peft_batch": peft.batch,
+        "same_answers_as_peft": same,
+        "of_ceiling": 2 * linear * tokens / best["ours"] / matmul_ceiling("float32", args.device),
+    }
+
+
+def table(rows: list[dict]) -> str:
+    head = ("forewords", "ours tok/s", "PEFT tok/s", "x PEFT", "of none", "100 shared", "PEFT batch", "same", "ceiling")
+    lines = [" ".join(f"{name:>10}" for name in head)]
+    for r in rows:
+        speed = f"{r['forewords']:10} {r['tok_per_sec']['ours']:10.1f} {r['tok_per_sec']['peft']:10.1f}"
+        ratios = f"{r['times_peft']:10.2f} {r['of_no_foreword']:10.2f} {r['cost_of_100_shared']:10.2f}"
+        lines.append(f"{speed} {ratios} {r['peft_batch']:10} {r['same_answers_as_peft']:10} {r['of_ceiling']:10.0%}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--forewords", type=int, nargs="+", default=[8, 64])
+    parser.add_argument("--requests", type=int, default=128)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--layers", type=int, default=12, help="fewer for a trial of the script itself")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--peft-batches", type=int, nargs="+", default=[8, 16, 32, 128])
+    parser.add_argument("--record", type=Path, help="write FILE.json and FILE.txt")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*past_key_values.*")
+    torch.set_num_threads(args.threads)
+    rows = [measure(args, count) for count in args.forewords]
+    print(text := table(rows))
+    config = {key: value for key, value in vars(args).items() if key != "record"}
+    print(line := json.dumps({"config": config, "machine": machine(args.device), "rows": rows}))
+    if args.record:
+        args.record.parent.mkdir(parents=True, exist_ok=True)
+        args.record.with_suffix(".txt").write_text(text + "\n")
+        args.record.with_suffix(".json").write_text(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Where a run lives: the digest of everything that decides its outcome, so that the same run is never made twice.
+
+A run's address covers its resolved config, the content of its data and the content of its backbone; a score's address
+covers the run's (or the backbone's alone) and how it was scored. Neither holds a path of the run itself.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from foreword.backbone import bundled_backbones
+from foreword.config import to_dict
+from foreword.data.records import digest
+from foreword.experiments.grid.spec import Scoring, Target
+from foreword.tasks import Task, get_task, relabelled
+from foreword.train.run_config import BackboneConfig, Recipe, RunConfig
+
+# What a run writes down, not what it learns.
+SILENT = ("run_dir", "track", "checkpoint", "log_every")
+DIGITS = 20
+
+
+@dataclass
+class Contents:
+    """Digests of backbones and splits, each read once."""
+
+    backbones: dict[str, str] = field(default_factory=dict)
+    splits: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def backbone(self, config: BackboneConfig) -> str:
+        """Return the digest of a backbone's files; a hub id stands for itself with its revision."""
+        source = config.source or ""
+        if source not in self.backbones:
+            folder = bundled_backbones().get(source, Path(source))
+            named = _folder_digest(folder) if Path(folder).is_dir() else f"{source}@{config.revision}"
+            self.backbones[source] = named
+        return self.backbones[source]
+
+    def split(self, task: Task, name: str, split: str) -> str:
+        """Return the digest of a task's records in one split; `name` is what the task is known by."""
+        if (name, split) not in self.splits:
+            self.splits[name, split] = digest(task.load(split))
+        return self.splits[name, split]
+
+    def run(self, config: RunConfig) -> str:
+        """Return a run's address.
+
+        Raises:
+            DataError: its data cannot be loaded.
+        """
+        tree = {key: value for key, value in to_dict(config).items() if key not in SILENT}
+        for name in get_args(get_type_hints(Recipe)["method"]):
+            if name != config.method:  # a method's options bear its name, and no other method reads them
+                tree.pop(name, None)
+        tree["backbone"]["source"] = self.backbone(config.backbone)
+        task = get_task(config.task)
+        splits = ["train", *([config.data.dev_split] if config.dev.every else [])]
+        tree["data"]["content"] = [self.split(task, config.task, split) for split in splits]
+        del tree["task"]  # its records say what it is
+        return _hash(tree)
+
+    def score(self, of: str, config: RunConfig, scoring: Scoring, target: Target) -> str:
+        """Return the address of what a run or a backbone (`of`) scores on one target."""
+        task = scored_task(config.task, scoring, target)
+        records = self.split(task, f"{target.task or config.task} {sorted(target.relabel.items())}", target.split)
+        how = [task.metrics, to_dict(task.generation), task.labels, scoring.limit, scoring.resamples, scoring.seed]
+        return _hash({"of": of, "records": records, "how": to_dict(how), "batch": scoring.batch_size})
+
+
+def scored_task(name: str, scoring: Scoring, target: Target) -> Task:
+    """Return the task of a target with the grid's metrics and decoding; `name` is the run's own task."""
+    task = get_task(target.task or name)
+    if target.relabel:
+        task = relabelled(task, target.relabel)
+    given = {"num_beams": scoring.num_beams, "max_new_tokens": scoring.max_new_tokens}
+    limits = replace(task.generation, **{key: value for key, value in given.items() if value is not None})
+    return replace(task, generation=limits, metrics=scoring.metrics or task.metrics)
+
+
+def _folder_digest(folder: Path) -> str:
+    """Return the digest of what decides a model's outputs: its weights, configuration and tokenizer."""
+    sha = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".safetensors", ".model", ".txt", ".bin") and path.name != "pretraining.json":
+            sha.update(path.name.encode())
+            with path.open("rb") as file:
+                sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest()
+
+
+def _hash(tree: Any) -> str:
+    text = json.dumps(tree, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:DIGITS]

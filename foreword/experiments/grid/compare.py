@@ -1,0 +1,184 @@
+"""Comparisons of a grid's cells: each against the baseline, slopes of the gap, unseen against seen, domain shift."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from foreword.errors import MissingExtraError
+from foreword.evaluate.across import Slope, holm, mean_interval, paired_runs, slope
+from foreword.evaluate.metrics import statistics
+from foreword.evaluate.metrics.statistics import Statistics
+from foreword.evaluate.stats import (
+    Difference,
+    Interval,
+    approximate_randomisation_of_runs,
+    paired_bootstrap_of_runs,
+)
+from foreword.experiments.grid.address import scored_task
+from foreword.experiments.grid.results import Cell, Results, Score, read_predictions
+from foreword.experiments.grid.spec import axes_of, cell_of
+
+SEED = 0
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A cell against the baseline's cell with the same labels elsewhere, on one target.
+
+    Attributes:
+        cell: of the one compared.
+        target: name.
+        runs: over pairs of runs with the same seed and subset: difference, t interval, sign-flip p.
+        outputs: over test instances: difference, bootstrap interval, p of approximate randomisation; None where the
+            runs were not scored on the same instances or the metric's library is missing.
+        corrected: `outputs.p_value` (or the runs' one) after Holm's correction over all comparisons of the grid.
+        pairs: how many pairs of runs.
+    """
+
+    cell: Cell
+    target: str
+    runs: Difference
+    outputs: Difference | None
+    corrected: float
+    pairs: int
+
+
+def compare(results: Results) -> list[Comparison]:
+    """Return every cell against the baseline's, corrected together; nothing without a baseline."""
+    found: list[tuple[Cell, str, Difference, Difference | None, int]] = []
+    for axis, base in results.grid.page.baseline.items():
+        for target in results.targets:
+            cells = results.cells(target)
+            for cell, scores in cells.items():
+                other = cells.get(_moved(cell, axis, base))
+                if dict(cell)[axis] == base or other is None:
+                    continue
+                pairs = _pairs(results, scores, other, axis)
+                if pairs:
+                    found.append((cell, target, *_differences(results, target, pairs), len(pairs)))
+    corrected = holm([(outputs or runs).p_value for _, _, runs, outputs, _ in found])
+    return [Comparison(*row[:4], p, row[4]) for row, p in zip(found, corrected, strict=True)]
+
+
+def _moved(cell: Cell, axis: str, label: str) -> Cell:
+    return tuple((name, label if name == axis else mine) for name, mine in cell)
+
+
+def _pairs(results: Results, mine: Sequence[Score], other: Sequence[Score], axis: str) -> list[tuple[Score, Score]]:
+    """Return runs with the same labels on every other axis."""
+
+    def key(score: Score) -> tuple[tuple[str, str], ...]:
+        return tuple((name, label) for name, label in score.labels.items() if name != axis)
+
+    known = {key(score): score for score in other}
+    return [(score, known[key(score)]) for score in mine if key(score) in known]
+
+
+def _differences(
+    results: Results, target: str, pairs: Sequence[tuple[Score, Score]]
+) -> tuple[Difference, Difference | None]:
+    metric = results.metric
+    rng = np.random.Generator(np.random.PCG64(SEED))
+    runs = paired_runs([a.metrics[metric] for a, _ in pairs], [b.metrics[metric] for _, b in pairs], rng)
+    sides = [[score_statistics(results, score, target) for score in side] for side in zip(*pairs, strict=True)]
+    if any(table is None for side in sides for table in side):
+        return runs, None
+    sizes = {table.values.shape for side in sides for table in side}
+    if len(sizes) > 1:
+        return runs, None
+    interval = paired_bootstrap_of_runs(*sides, rng, RESAMPLES)[metric]
+    swapped = approximate_randomisation_of_runs(*sides, rng, RESAMPLES)[metric]
+    return runs, Difference(interval.value, swapped.p_value, interval.low, interval.high)
+
+
+def score_statistics(results: Results, score: Score, target: str) -> Statistics | None:
+    """Return the headline metric's statistics of a run's outputs, or None where they cannot be had quickly."""
+    wanted = next(t for t in results.grid.scoring.targets if t.name == target)
+    task = scored_task(score.trained_on, results.grid.scoring, wanted)
+    rows = read_predictions(score)
+    if not rows:
+        return None
+    outputs = [row["prediction"] if row["prediction"].strip() else task.generation.empty_output for row in rows]
+    for name in task.metrics:
+        if "meteor" in name:  # a Java program: not worth its time in a test of another metric
+            continue
+        try:
+            keys = [row.get("score", {}) for row in rows]
+            tables, _ = statistics((name,), outputs, [row["targets"] for row in rows], task.labels, keys)
+        except MissingExtraError:
+            continue
+        if name in tables and results.metric in tables[name].scores():
+            return tables[name]
+    return None
+
+
+@dataclass(frozen=True)
+class GapSlope:
+    """The slope of (score - baseline's score) against log10 of the x axis, for one value of the baseline's axis."""
+
+    label: str
+    target: str
+    slope: Slope
+
+
+def gap_slopes(results: Results) -> list[GapSlope]:
+    """Return the slope of the gap to the baseline over log10 x for each other value; pairs of runs are the points."""
+    page = results.grid.page
+    if not page.slope or page.x is None:
+        return []
+    places = {value.label: value.x for value in axes_of(results.grid)[page.x]}
+    found = []
+    for axis, base in page.baseline.items():
+        for value in axes_of(results.grid)[axis]:
+            for target in results.targets:
+                if value.label != base:
+                    found += _gap_slope(results, axis, base, value.label, target, places)
+    return found
+
+
+def _gap_slope(
+    results: Results, axis: str, base: str, label: str, target: str, places: dict[str, float | None]
+) -> list[GapSlope]:
+    cells, x, y = results.cells(target), [], []
+    for cell, scores in cells.items():
+        other = cells.get(_moved(cell, axis, base))
+        place = places[dict(cell)[results.grid.page.x]]
+        if dict(cell)[axis] != label or other is None or not place:
+            continue
+        for mine, theirs in _pairs(results, scores, other, axis):
+            x.append(math.log10(place))
+            y.append(mine.metrics[results.metric] - theirs.metrics[results.metric])
+    return [GapSlope(label, target, slope(x, y))] if len(x) >= 3 and len(set(x)) >= 2 else []
+
+
+def seen_minus_unseen(results: Results) -> list[tuple[Cell, Interval, int]]:
+    """Return, for each cell, the score on the first target of `page.gap` minus that on the second, run by run."""
+    gap = results.grid.page.gap
+    if gap is None:
+        return []
+    seen, unseen = (results.cells(name) for name in gap)
+    found = []
+    for cell, scores in seen.items():
+        known = {score.address: score for score in unseen.get(cell, [])}
+        gaps = [
+            s.metrics[results.metric] - known[s.address].metrics[results.metric] for s in scores if s.address in known
+        ]
+        if gaps:
+            found.append((cell, mean_interval(gaps), len(gaps)))
+    return found
+
+
+def stability(results: Results) -> list[tuple[Cell, dict[str, Any]]]:
+    """Return, for each cell, mean and sd of the final training loss over its runs."""
+    cells: dict[Cell, list[float]] = {}
+    for training in results.trainings:
+        cells.setdefault(cell_of(results.grid, training.labels), []).append(training.facts["final_loss"])
+    return [
+        (cell, {"runs": len(losses), "mean": float(np.mean(losses)),
+                "sd": float(np.std(losses, ddof=1)) if len(losses) > 1 else None})
+        for cell, losses in cells.items()
+    ]

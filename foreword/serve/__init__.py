@@ -1,0 +1,1 @@
+"""Serving on one machine: many forewords, one frozen model, every request exact."""

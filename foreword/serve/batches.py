@@ -1,0 +1,273 @@
+"""Batch files: every line of an uploaded file answered in the background, behind the requests that people wait for.
+
+A batch's state is a file of its own, and answers are appended as they come: after a crash or a restart the lines
+without an answer are asked again, those with one are not.
+"""
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from foreword.serve.answers import Wording
+from foreword.serve.ask import Asked, requests_of
+from foreword.serve.faults import ApiError, from_validation, shown
+from foreword.serve.files import Files
+from foreword.serve.openai_api import wording_of
+from foreword.serve.protocol import BatchLine, BatchRequest, ChatRequest, CompletionRequest
+from foreword.serve.request import Piece, Request, Ticket, add_up
+from foreword.serve.service import Service
+from foreword.serve.stream import merged
+from foreword.serve.tenants import Tenant
+
+FOLDER = ".batches"
+BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
+MOST_LINES = 50_000
+AT_ONCE = 16  # lines of one batch under way; the queue's fairness does the rest
+BEHIND = -1  # priority: people who wait go first
+KINDS: dict[str, type[CompletionRequest] | type[ChatRequest]] = {
+    "/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest,
+}
+State = dict[str, Any]
+
+
+class Batches:
+    """The batches of a server: their states on the disk, and the tasks that work on them."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self.files = service, Files(service.store)
+        self._root = service.store / FOLDER
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self) -> None:
+        """Go on with the batches that an earlier process left unfinished."""
+        for path in sorted(self._root.glob("*/batch_*.json")) if self._root.is_dir() else ():
+            state = json.loads(path.read_text(encoding="utf-8"))
+            if state["status"] == "in_progress":
+                tenant = self._service.keyring.holder(state["key_id"])
+                if tenant is not None and tenant.name == path.parent.name:
+                    self._go(tenant, state)
+                else:
+                    self._fail(path, state, "the key that it was made with was revoked")
+
+    async def stop(self) -> None:
+        """Stop working; what is unfinished goes on at the next start."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def create(self, tenant: Tenant, asked: BatchRequest) -> State:
+        """Begin a batch and return its state.
+
+        Raises:
+            ApiError: 404, no such file.
+        """
+        source = self.files.path(tenant, asked.input_file_id)
+        faults = check_lines(source, asked.endpoint)
+        state: State = {
+            "id": f"batch_{uuid.uuid4().hex}", "object": "batch", "endpoint": asked.endpoint,
+            "input_file_id": asked.input_file_id, "completion_window": asked.completion_window,
+            "status": "failed" if faults else "in_progress", "output_file_id": None, "error_file_id": None,
+            "created_at": int(time.time()), "completed_at": None, "metadata": asked.metadata,
+            "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            "errors": {"object": "list", "data": faults} if faults else None, "key_id": tenant.key_id,
+        }
+        if not faults:
+            state["request_counts"]["total"] = sum(1 for _ in lines(source))
+            state["output_file_id"], _ = self.files.make(tenant, "output.jsonl", "batch_output")
+            state["error_file_id"], _ = self.files.make(tenant, "errors.jsonl", "batch_output")
+        self._save(tenant, state)
+        if not faults:
+            self._go(tenant, state)
+        return told(state)
+
+    def state(self, tenant: Tenant, batch_id: str) -> State:
+        """Return what is told of a tenant's batch.
+
+        Raises:
+            ApiError: 404, the same for another tenant's and for none.
+        """
+        path = self._root / tenant.name / f"{batch_id}.json"
+        if not BATCH_ID.fullmatch(batch_id) or not path.is_file():
+            raise ApiError(404, f"batch {shown(batch_id)} does not exist, or your key may not use it; GET /v1/batches "
+                                "lists what it may use", param="batch_id", code="batch_not_found")
+        return told(json.loads(path.read_text(encoding="utf-8")))
+
+    def all(self, tenant: Tenant) -> list[State]:
+        """Return a tenant's batches, the latest first."""
+        folder = self._root / tenant.name
+        found = [self.state(tenant, p.stem) for p in folder.glob("batch_*.json")] if folder.is_dir() else []
+        return sorted(found, key=lambda state: (-state["created_at"], state["id"]))
+
+    async def cancel(self, tenant: Tenant, batch_id: str) -> State:
+        """Stop a batch and return its state; answers that are there stay.
+
+        Raises:
+            ApiError: 404.
+        """
+        state = self.state(tenant, batch_id)
+        task = self._tasks.pop(batch_id, None)
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        path = self._root / tenant.name / f"{batch_id}.json"
+        full = json.loads(path.read_text(encoding="utf-8"))
+        if full["status"] == "in_progress":
+            full |= {"status": "cancelled", "completed_at": int(time.time())}
+            self._save(tenant, full)
+        return told(full) if full else state
+
+    def _go(self, tenant: Tenant, state: State) -> None:
+        task = asyncio.get_running_loop().create_task(self._work(tenant, state))
+        self._tasks[state["id"]] = task
+        task.add_done_callback(lambda _: self._tasks.pop(state["id"], None))
+
+    async def _work(self, tenant: Tenant, state: State) -> None:
+        """Answer every line that has no answer yet, some at a time, and note each answer at once."""
+        try:
+            good, bad = (self.files.path(tenant, state[key]) for key in ("output_file_id", "error_file_id"))
+            done = _answered(good) | _answered(bad)
+            state["request_counts"] |= {"completed": len(_answered(good)), "failed": len(_answered(bad))}
+            places = asyncio.Semaphore(AT_ONCE)
+            async with asyncio.TaskGroup() as group:
+                for line in lines(self.files.path(tenant, state["input_file_id"])):
+                    if line["custom_id"] not in done:
+                        await places.acquire()
+                        task = group.create_task(self._line(tenant, state, line, good, bad))
+                        task.add_done_callback(lambda _: places.release())
+            state |= {"status": "completed", "completed_at": int(time.time())}
+            self._save(tenant, state)
+        except ApiError as error:  # a file was deleted meanwhile
+            self._fail(self._root / tenant.name / f"{state['id']}.json", state, str(error))
+
+    async def _line(self, tenant: Tenant, state: State, line: dict[str, Any], good: Path, bad: Path) -> None:
+        status, body = await self._answer(tenant, line)
+        made = {
+            "id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line["custom_id"],
+            "response": {"status_code": status, "request_id": f"req-{uuid.uuid4().hex}", "body": body}, "error": None,
+        }
+        with (good if status == 200 else bad).open("a", encoding="utf-8") as out:
+            out.write(json.dumps(made, ensure_ascii=False) + "\n")
+        state["request_counts"]["completed" if status == 200 else "failed"] += 1
+        self._save(tenant, state)
+
+    async def _answer(self, tenant: Tenant, line: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Return the status and the body of one line's answer, waiting for as long as there is no room."""
+        while True:
+            try:
+                asked = parse(line)
+                wanted = requests_of(self._service, tenant, asked, priority=BEHIND)
+                return 200, await self._run(tenant, asked, wanted)
+            except ApiError as error:
+                if error.status not in (429, 503):
+                    return error.status, error.body()
+                await asyncio.sleep(float(error.headers.get("Retry-After", 1)))
+
+    async def _run(self, tenant: Tenant, asked: Asked, wanted: list[Request]) -> dict[str, Any]:
+        admission, tickets = self._service.submit(tenant, wanted)
+        try:
+            wording = wording_of(self._service, asked, [r.prompt for r in wanted])
+            return await _whole(wording, tickets)
+        finally:
+            self._service.finish(admission, tickets)
+
+    def _save(self, tenant: Tenant, state: State) -> None:
+        path = self._root / tenant.name / f"{state['id']}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        work = path.with_suffix(".writing")
+        work.write_text(json.dumps(state), encoding="utf-8")
+        work.replace(path)
+
+    def _fail(self, path: Path, state: State, why: str) -> None:
+        fault = {"code": "failed", "message": why, "param": None, "line": None}
+        state |= {"status": "failed", "completed_at": int(time.time()), "errors": {"object": "list", "data": [fault]}}
+        path.write_text(json.dumps(state), encoding="utf-8")
+
+
+async def _whole(wording: Wording, tickets: list[Ticket]) -> dict[str, Any]:
+    made: list[list[Piece]] = [[] for _ in tickets]
+    async with contextlib.aclosing(merged(tickets)) as pieces:
+        async for number, piece in pieces:
+            made[number].append(piece)
+    answers = [[add_up(i, found) for i in range(t.request.n)] for t, found in zip(tickets, made, strict=True)]
+    return wording.whole(answers, tickets)
+
+
+def parse(line: dict[str, Any]) -> Asked:
+    """Return the request in a batch's line.
+
+    Raises:
+        ApiError: 400.
+    """
+    kind = KINDS[line["url"]]
+    try:
+        asked = kind.model_validate(line["body"])
+    except ValidationError as error:
+        raise from_validation(error.errors(), list(kind.model_fields)) from None
+    if asked.stream:
+        raise ApiError(400, "stream = true is not for batches; leave it out", param="stream", code="invalid_value")
+    return asked
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield a checked file's lines."""
+    with path.open(encoding="utf-8") as file:
+        yield from (json.loads(text) for text in file if text.strip())
+
+
+def check_lines(path: Path, endpoint: str) -> list[dict[str, Any]]:
+    """Return what is wrong with a batch's file, at most ten faults; their messages name line, field and fix."""
+    found: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    number = 0
+    with path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            why = _line_fault(text, endpoint, seen) if text.strip() else None
+            if why:
+                found.append({"code": "invalid_line", "message": why, "param": None, "line": number})
+            if len(found) >= 10:
+                break
+    if number > MOST_LINES or (not seen and not found):
+        why = f"the file has {number:,} lines; it must have 1 to {MOST_LINES:,}"
+        found.append({"code": "invalid_file", "message": why, "param": None, "line": None})
+    return found
+
+
+def _line_fault(text: bytes, endpoint: str, seen: set[str]) -> str | None:
+    try:
+        line = BatchLine.model_validate_json(text)
+    except ValidationError as error:
+        return str(from_validation(error.errors(), list(BatchLine.model_fields)))
+    if line.url != endpoint:
+        return f"url = {line.url!r} is not the batch's endpoint {endpoint!r}; make a batch for each"
+    if line.custom_id in seen:
+        return f"custom_id = {shown(line.custom_id)} is used twice; give each line its own"
+    seen.add(line.custom_id)
+    return None
+
+
+def _answered(path: Path) -> set[str]:
+    """Return the ids that have an answer; half a line that a crash left is cut off."""
+    whole, keep = set(), 0
+    with path.open("rb+") as file:
+        for text in file:
+            if not text.endswith(b"\n"):
+                break
+            keep += len(text)
+            whole.add(json.loads(text)["custom_id"])
+        file.truncate(keep)
+    return whole
+
+
+def told(state: State) -> State:
+    """Return a state without what is the server's own."""
+    return {key: value for key, value in state.items() if key != "key_id"}
+
+

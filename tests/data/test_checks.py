@@ -1,0 +1,81 @@
+"""Planted faults are counted exactly, and sound data passes."""
+
+import json
+
+import pytest
+
+from foreword.cli import main
+from foreword.data.checks import check_data, find_leak, measure
+from foreword.data.records import Record
+from foreword.errors import DataError
+from foreword.experiments.data_page import check_task
+from foreword.tasks import get_task
+
+TRAIN = [
+    Record("one two", ("yes",), "t1"), Record("three", ("no",), "t2"), Record("One  Two", ("yes",), "t3"),
+    Record("four", ("",), "t4"), Record(" ", ("yes",), "t5"), Record("five", ("perhaps",), "t6"),
+]
+TEST = [Record("ONE two", ("yes",), "s1"), Record("three", ("yes",), "s2"), Record("six", ("no",), "s3")]
+
+
+def test_planted_faults_are_counted():
+    found = check_data({"train": TRAIN, "test": TEST}, labels=("no", "yes"))
+    train = found.splits["train"]
+    assert (train.records, train.targets, train.empty_sources, train.empty_targets) == (6, 6, 1, 1)
+    assert (train.repeated_rows, train.repeated_sources, train.illegal_labels) == (1, 1, 2)
+    assert train.labels == {"no": 1, "yes": 3}
+    (leak,) = found.leaks
+    assert (leak.known, leak.split, leak.sources, leak.rows, leak.of) == ("train", "test", 2, 1, 3)
+    assert leak.examples == ("s1",)
+    status = {check: level for level, check, _ in found.findings()}
+    assert status["test repeats train"] == "fail" and status["train: empty targets"] == "fail"
+    assert status["train: repeated rows"] == "warn" and status["train: labels out of balance"] == "warn"
+
+
+def test_sound_data_passes():
+    found = check_data({"train": [Record("a", ("x",), "1")], "test": [Record("b", ("y",), "2")]})
+    assert [level for level, _, _ in found.findings()] == ["ok", "ok", "ok"]
+    assert find_leak("a", TRAIN, "b", [Record("new", ("z",))]).sources == 0
+
+
+def test_lengths_and_cuts():
+    found = measure(["a", "a b c", "a b"])
+    assert (found.unit, found.median, found.longest, sum(found.counts), found.cut) == ("words", 2.0, 3, 3, None)
+    assert len(found.edges) == len(found.counts) + 1
+    cut = measure(["abcd", "ab"], lambda texts: [len(text) for text in texts], 3)
+    assert (cut.unit, cut.longest, cut.cut) == ("tokens", 4, 1)
+    assert measure([]).longest == 0
+
+
+@pytest.fixture
+def own(tmp_path):
+    rows = [{"s": f"word {i}", "t": "up" if i % 2 else "down"} for i in range(20)]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "test.jsonl").write_text(json.dumps(rows[0]), encoding="utf-8")
+    task = {"name": "own", "source": "{s}", "target": "{t}", "metrics": ["accuracy"], "train": "train.jsonl",
+            "test": "test.jsonl", "dev": "gone.jsonl", "label_words": {"up": "up", "down": "down"}}
+    (tmp_path / "own.yaml").write_text(json.dumps(task), encoding="utf-8")
+    return tmp_path
+
+
+def test_a_missing_split_is_named_and_a_leak_is_a_fault(own, capsys):
+    assert main(["check", str(own / "own.yaml"), "--out", str(own / "page.html")]) == 1
+    out = capsys.readouterr().out
+    assert "fail  test repeats train: 1 of 1 sources, 1 with the same target" in out
+    assert "warn  dev is not at hand" in out and "gone.jsonl" in out and "up 10" in out
+    assert "Lengths of the sources" in (own / "page.html").read_text()
+    assert main(["check", str(own / "own.yaml"), "--split", "train"]) == 0
+
+
+def test_parts_of_a_split_are_no_leak(public_webnlg):
+    found = check_task(get_task("webnlg"), ["test", "test_seen", "test_unseen"])
+    assert not found.leaks
+    assert found.splits["test"].records == found.splits["test_seen"].records + found.splits["test_unseen"].records
+
+
+@pytest.fixture
+def public_webnlg():
+    try:
+        get_task("webnlg").load("test", 1)
+    except DataError:
+        pytest.skip("FOREWORD_DATA: no public data here")

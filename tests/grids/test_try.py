@@ -1,0 +1,75 @@
+"""A user's own CSV of 200 rows becomes a scored prompt with one YAML of ten lines and one command."""
+
+import pytest
+from toy import save_backbone
+
+from foreword.cli import main
+from foreword.errors import ConfigError, DataError
+from foreword.experiments.grid.protocols import trial_of_task
+from foreword.tasks import get_task
+
+TASK = """\
+name: opposites
+source: "word: {word}"
+target: "{kind}"
+train: rows.csv
+holdout: 0.15
+metrics: [accuracy, macro_f1]
+label_words: {a: vowel, b: other}
+generation: {max_new_tokens: 4}
+licence: our own
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Two hundred rows of which some share a word."""
+    assert len(TASK.splitlines()) <= 10
+    lines = [f"{'aeioubcdfg'[i % 10]}{(i * 7) % 180},{'a' if i % 10 < 5 else 'b'}" for i in range(200)]
+    (tmp_path / "rows.csv").write_text("word,kind\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(TASK, encoding="utf-8")
+    save_backbone(tmp_path / "backbone")
+    return tmp_path
+
+
+def test_the_holdout_keeps_sources_together(own):
+    task = get_task(str(own / "own.yaml"))
+    parts = {split: task.load(split) for split in ("train", "dev", "test")}
+    assert sum(map(len, parts.values())) == 200
+    sources = {split: {record.source for record in records} for split, records in parts.items()}
+    assert not sources["train"] & sources["dev"] and not sources["dev"] & sources["test"]
+    assert not sources["train"] & sources["test"]
+    assert len(sources["dev"]) == len(sources["test"]) == round(0.15 * len(set().union(*sources.values())))
+    assert task.load("dev") == parts["dev"]
+
+
+def test_one_command_checks_learns_scores_and_tells(own, monkeypatch, capsys):
+    monkeypatch.chdir(own)
+    words = ["try", "own.yaml", "steps=4", "dev.every=2", "prompt.reparam_width=16", "--backbone", "backbone"]
+    assert main(words) == 0
+    assert "report: runs/try/own/report.html" in capsys.readouterr().out
+    page = (own / "runs" / "try" / "own" / "report.html").read_text(encoding="utf-8")
+    for piece in ("A first prompt for opposites", "macro_F1", "untouched", "Data checks", "illegal outputs"):
+        assert piece in page
+    rows = (own / "runs" / "try" / "own" / "results.csv").read_text().splitlines()
+    assert sum(",accuracy," in row for row in rows) == 2
+
+
+def test_a_task_without_dev_rows_or_a_useless_holdout_is_refused(own):
+    (own / "own.yaml").write_text(TASK.replace("holdout: 0.15\n", ""), encoding="utf-8")
+    with pytest.raises(DataError, match=r"no split 'dev'; name its file, or give holdout: 0\.15"):
+        trial_of_task(str(own / "own.yaml"))
+    (own / "own.yaml").write_text(TASK.replace("0.15", "0.5"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"holdout = 0\.5"):
+        get_task(str(own / "own.yaml"))
+
+
+def test_a_hub_data_set_is_read_by_its_splits(own, monkeypatch):
+    """`datasets` reads a folder as it reads a hub id."""
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(own / "cache"))
+    (own / "set").mkdir()
+    (own / "set" / "train.csv").write_text((own / "rows.csv").read_text(), encoding="utf-8")
+    text = TASK.replace("train: rows.csv", f"train: train\nhub: {own / 'set'}")
+    (own / "own.yaml").write_text(text, encoding="utf-8")
+    assert len(get_task(str(own / "own.yaml")).load("test")) > 10

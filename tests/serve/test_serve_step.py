@@ -1,0 +1,135 @@
+"""One step: attention in parts equals attention at once, the cache moves rows without loss, long texts read in runs."""
+
+import pytest
+import torch
+from serving import alone, drawn, many_forewords
+from torch import nn
+
+from foreword.prompts.bank import PrefixKV
+from foreword.prompts.inject import AttentionCall
+from foreword.prompts.spec import PromptSpec
+from foreword.serve.attend import Partial, attention, merge, with_sinks
+from foreword.serve.cache import KvCache, shelf_length
+from foreword.serve.capacity import Capacity
+from foreword.serve.loading import load
+from foreword.serve.pool import Lease
+from foreword.serve.request import Request, Sampling, Ticket
+from foreword.serve.rows import LiveRow
+from foreword.serve.sampling import Sampler
+from foreword.serve.step import DecoderRunner
+
+
+@pytest.fixture
+def gpt2(backbone_of):
+    return backbone_of("gpt2")
+
+
+def call(**options):
+    empty = torch.empty(0)
+    return AttentionCall(nn.Identity(), empty, empty, empty, None, None, options)
+
+
+@pytest.mark.parametrize("options", [{}, {"scaling": 0.3}, {"softcap": 2.0}])
+def test_two_parts_merged_equal_attention_over_both(options):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(5, 2, 3, 8), torch.randn(5, 2, 11, 8), torch.randn(5, 2, 11, 6)
+    hidden = torch.rand(5, 1, 3, 11) < 0.3
+    hidden[..., 7:] = hidden[0, ..., :4] = True  # the second part all hidden; in one row the first one's head too
+    whole = attention(query, key, value, hidden, call(**options))
+    parts = [attention(query, key[:, :, s], value[:, :, s], hidden[..., s], call(**options)) for s in
+             (slice(0, 4), slice(4, 11))]
+    made = merge(*parts)
+    seen = ~whole.out.isnan() & whole.lse.isfinite()[..., None]
+    assert seen.any()
+    assert torch.allclose(made.out[seen], whole.out[seen], atol=1e-6)
+    assert torch.allclose(made.lse[whole.lse.isfinite()], whole.lse[whole.lse.isfinite()], atol=1e-6)
+
+
+def test_sinks_take_their_share_of_the_softmax():
+    scores, sink = torch.tensor([0.5, -1.0]), torch.tensor([0.7])
+    value = torch.tensor([[2.0], [3.0]])
+    plain = Partial((scores.softmax(0) @ value).view(1, 1, 1, 1), scores.logsumexp(0).view(1, 1, 1))
+    wanted = torch.cat([scores, sink]).softmax(0)[:2] @ value
+    assert torch.allclose(with_sinks(plain, sink).out.flatten(), wanted)
+
+
+def test_the_cache_keeps_rows_whole_when_others_leave_and_gives_all_bytes_back(gpt2):
+    cache = KvCache(gpt2.geometry, gpt2.device, gpt2.dtype, 1 << 22)
+    site = ("decoder", 0)
+    places = {}
+    for number in range(9):
+        places[number] = cache.reserve(20)
+        place = places[number]
+        place.shelf.keys[site][place.index] = number
+    for gone in (0, 8, 3):
+        cache.release(places.pop(gone))
+    for number, place in places.items():
+        assert (place.shelf.keys[site][place.index] == number).all()
+        assert place.shelf.places[place.index] is place
+    assert sorted(place.index for place in places.values()) == list(range(6))
+    for place in places.values():
+        cache.release(place)
+    assert cache.num_bytes == 0 and not cache.shelves
+
+
+def test_the_cache_keeps_its_limit_and_one_shelf_s_empty_places_serve_another(gpt2):
+    probe = KvCache(gpt2.geometry, gpt2.device, gpt2.dtype, 1)
+    cache = KvCache(gpt2.geometry, gpt2.device, gpt2.dtype, 10 * 32 * probe.position_bytes)
+    assert not cache.can_ever_hold(321) and cache.can_ever_hold(256)
+    small = [cache.reserve(32) for _ in range(5)]
+    assert cache.num_bytes <= cache.limit_bytes
+    assert cache.reserve(128) is not None  # the five rows' spare places are given up for it
+    assert cache.num_bytes <= cache.limit_bytes
+    assert [cache.reserve(32) is not None for _ in range(2)] == [True, False]
+    assert len({place.index for place in small}) == 5
+    assert [shelf_length(n) for n in (1, 32, 33, 64, 65)] == [32, 32, 64, 64, 128]
+
+
+def row_of(backbone, ids, prompt, limit):
+    ticket = Ticket(1, Request(ids), len(ids))
+    row = LiveRow(ticket, 0, ids, 0, limit, Sampler(Sampling(), 0))
+    if prompt is not None:
+        row.lease = Lease(*((loaded := load(prompt, backbone))[0], None, loaded[1]))
+    return row
+
+
+def finish(runner, rows):
+    """Run all rows to their limit, greedily; return how many tokens each step put into the cache."""
+    sizes = []
+    while left := [row for row in rows if len(row.made) < row.limit]:
+        before = sum(row.cached for row in rows)
+        for row, logits in zip(*runner.step(), strict=True):
+            row.made.append(int(logits.argmax()))
+        sizes.append(sum(row.cached for row in rows) - before)
+        for row in left:
+            if len(row.made) == row.limit:
+                runner.drop(row)
+    return sizes
+
+
+@pytest.mark.parametrize("step_tokens", [1, 7, 512])
+def test_texts_read_in_runs_equal_texts_read_at_once(gpt2, step_tokens):
+    prompts = [*many_forewords(gpt2, 8, longest=30).values(), None]
+    runner = DecoderRunner(gpt2, Capacity(step_tokens=step_tokens))
+    rows = [row_of(gpt2, tuple(range(5 + n, 25 + n)), prompt, 5) for n, prompt in enumerate(prompts)]
+    assert all(runner.add(row) for row in rows)
+    sizes = finish(runner, rows)
+    assert max(sizes) <= max(step_tokens, len(rows))
+    for row, prompt in zip(rows, prompts, strict=True):
+        theirs = alone(gpt2)(row.source, prompt, 5)
+        assert row.made[: len(theirs)] == theirs  # ours goes on after EOS here
+
+
+def test_memory_grows_with_forewords_not_with_rows(gpt2):
+    prompt = drawn(gpt2, PromptSpec(length=200), 0)
+    runner = DecoderRunner(gpt2, Capacity())
+    rows = [row_of(gpt2, (5, 6, 7), None, 4) for _ in range(16)]
+    lease = row_of(gpt2, (5,), prompt, 1).lease
+    for row in rows:
+        row.lease = lease
+        assert runner.add(row)
+    with_prefix = runner.cache_bytes
+    plain = DecoderRunner(gpt2, Capacity())
+    assert all(plain.add(row_of(gpt2, (5, 6, 7), None, 4)) for _ in range(16))
+    assert with_prefix == plain.cache_bytes
+    assert len({id(row.prefix) for row in rows}) == 1 and isinstance(rows[0].prefix, PrefixKV)
