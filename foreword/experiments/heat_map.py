@@ -17,7 +17,7 @@ from foreword.errors import DataError
 from foreword.experiments.svg import style
 
 LEFT, TOP, RIGHT = 34, 22, 12
-SCALE_HEIGHT = 56
+SCALE_HEIGHT = 62
 LABEL_WIDTH = 22
 TALLEST, SHORTEST = 26, 13
 
@@ -75,7 +75,7 @@ def heat_map(drawn: HeatMap, width: int = 720) -> Markup:
         *_column_labels(drawn, across, bottom),
         _text(0, 12, drawn.y_label, "start", "label"),
         _text((LEFT + width - RIGHT) / 2, bottom + 30, drawn.x_label, "middle", "label"),
-        *_scale(drawn, bottom + 44),
+        *_scale(drawn, bottom + 50),
     ]
     label = escape(f"{drawn.unit}, {drawn.y_label} by {drawn.x_label}")
     return Markup(

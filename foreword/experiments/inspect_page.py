@@ -123,7 +123,7 @@ def _nearest(nearest: Nearest | None, missing: dict[str, str]) -> list[page.Bloc
     low, high = nearest.control
     return [
         page.Table(
-            ("token", "by cosine", "p", "by distance", "p of distance"), rows,
+            ("token", "by cosine", "p", "by distance", "p of distance"), rows, digits=3,
             caption=(
                 f"Nearest vocabulary tokens by {nearest.of}. p is the share of {nearest.draws} random vectors, drawn "
                 f"with the vocabulary's mean and spread, that have a neighbour at least as near. A random vector's "
