@@ -20,7 +20,7 @@ from meters import Clock, machine, peak_bytes, reset_peak
 from foreword.backbone import Backbone, load_backbone
 from foreword.compose.ensemble import Ensemble
 from foreword.prompts.init import initialise
-from foreword.prompts.soft_prompt import SoftPrompt, make_prompt
+from foreword.prompts.soft_prompt import SoftPrompt, compile_prompt, make_prompt
 from foreword.prompts.spec import PromptSpec
 from foreword.tasks.task import GenerationLimits
 
@@ -103,7 +103,7 @@ def memory(args: argparse.Namespace) -> dict[str, int]:
             run(ensemble, [text])
     working = peak_bytes(args.device) - before
     weights = sum(t.numel() * t.element_size() for t in backbone.model.parameters())
-    held = sum(prompt.num_bytes for prompt in ensemble._ready)
+    held = sum(compile_prompt(prompt, backbone).num_bytes for prompt in prompts[:count])
     return {"weights": weights, "prompts": held, "working": working, "total": weights + held + working}
 
 

@@ -2,8 +2,9 @@
 
 Lester et al. 2021, section 6: each text is replicated inside the batch, once a member, and the members' answers are
 merged by a vote. Leading prompts are compiled to prefixes when the ensemble is made, so a pass computes text alone.
-What may be shared between members is shared: a source's label words or candidates stand behind one computation of the
-source by each member. The source itself cannot be, because all it becomes depends on the prompt before it.
+What may be shared is shared: a source's label words or candidates stand behind one computation of the source by each
+member, and members that stand behind the source themselves have one between them (`shared.py`). Members in front of it
+cannot: all that a text becomes depends on the prompt before it.
 """
 
 from collections.abc import Sequence
@@ -16,14 +17,15 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from foreword.backbone import Backbone
+from foreword.compose.shared import share_sources
 from foreword.compose.vote import majority, mean_of_probabilities, ranked
 from foreword.data.examples import encode_source, encode_target, get_format
 from foreword.errors import ConfigError, PromptError, nearest
 from foreword.evaluate.subject import generation_options
 from foreword.generate import generate_ids
 from foreword.generate.offline import Prompt
-from foreword.prompts.batch import Row
-from foreword.prompts.soft_prompt import SoftPrompt, compile_prompt
+from foreword.prompts.batch import Row, realise_all
+from foreword.prompts.soft_prompt import Realised, SoftPrompt, compile_prompt
 from foreword.shapes import Float
 from foreword.tasks.task import GenerationLimits
 from foreword.train.loss import target_loss
@@ -49,7 +51,7 @@ class Ensemble:
     weights: Sequence[float] | None = None
     max_source: int | None = None
     batch_size: int = BATCH_TEXTS
-    _ready: list[Prompt] = field(init=False, repr=False)
+    _ready: list[Realised] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Compile what compiles.
@@ -67,7 +69,8 @@ class Ensemble:
         for prompt in self.prompts:
             prompt.check_backbone(self.backbone)
             prompt.eval()
-        self._ready = [compiled(prompt, self.backbone) for prompt in self.prompts]
+        with torch.no_grad():
+            self._ready = realise_all(self.backbone, [compiled(prompt, self.backbone) for prompt in self.prompts])
 
     @property
     def size(self) -> int:
@@ -160,7 +163,7 @@ class Ensemble:
         made: list[Tensor] = [torch.empty(0)] * len(texts)
         for chunk in self._chunks(texts):
             rows = [row for i in chunk for row in self._rows(texts[i], candidates[i])]
-            loss = target_loss(self.backbone, rows, self._ready * len(chunk))
+            loss = target_loss(self.backbone, *share_sources(self.backbone, rows, self._ready * len(chunk)))
             parts = (-loss.per_target).cpu().split([self.size * len(candidates[i]) for i in chunk])
             for i, part in zip(chunk, parts, strict=True):
                 made[i] = part.view(self.size, -1)
@@ -192,13 +195,13 @@ class Ensemble:
     def _generate(self, texts: Sequence[str], options: dict[str, Any], average: bool = False) -> list[list[list[int]]]:
         """Return [B][N] new token ids of one pass."""
         rows = [row for text in texts for row in self._rows(text)]
+        rows, prompts = share_sources(self.backbone, rows, self._ready * len(texts))
         # `generate_ids` puts rows in this order; a processor must know which row is whose.
         order = sorted(range(len(rows)), key=lambda i: len(rows[i].source))
         place = torch.tensor(order).argsort().view(len(texts), self.size)
         if average:
             options = options | {"logits_processor": LogitsProcessorList([MeanOfProbabilities(place)])}
-        prompts = [self._ready[i % self.size] for i in order]
-        made = generate_ids(self.backbone, [rows[i] for i in order], prompts, **options)
+        made = generate_ids(self.backbone, [rows[i] for i in order], [prompts[i] for i in order], **options)
         return [[made[row] for row in members] for members in place.tolist()]
 
     def _text(self, ids: Sequence[int]) -> str:

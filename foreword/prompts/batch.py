@@ -88,13 +88,21 @@ class _Packing:
         self.label_target += [target] * len(labels)
 
 
-def realise_all(backbone: Backbone, prompts: Sequence[SoftPrompt | PrefixKV | None]) -> list[Realised | None]:
+def realise_all(
+    backbone: Backbone, prompts: Sequence[SoftPrompt | PrefixKV | Realised | None]
+) -> list[Realised | None]:
     """Return each row's prompt in the form a forward pass takes; a prompt used by several rows is realised once."""
     made: dict[int, Realised] = {}
     for prompt in prompts:
         if prompt is not None and id(prompt) not in made:
-            made[id(prompt)] = Realised(prefix=prompt) if isinstance(prompt, PrefixKV) else prompt.realise(backbone)
+            made[id(prompt)] = _realised(backbone, prompt)
     return [None if prompt is None else made[id(prompt)] for prompt in prompts]
+
+
+def _realised(backbone: Backbone, prompt: SoftPrompt | PrefixKV | Realised) -> Realised:
+    if isinstance(prompt, Realised):
+        return prompt
+    return Realised(prefix=prompt) if isinstance(prompt, PrefixKV) else prompt.realise(backbone)
 
 
 def place_inline(

@@ -169,3 +169,31 @@ def test_faults_are_named(backbone_of):
         Ensemble(backbone, several(backbone, 1)).scores(["a"], [[]])
     with pytest.raises(PromptError, match="list of strings"):
         Ensemble(backbone, several(backbone, 1)).answer("abc")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "mistral", "gemma3", "opt"])
+@pytest.mark.parametrize("spec", [{"kind": "infix"}, {"kind": "prompt", "placement": "suffix"}])
+def test_members_behind_the_text_share_one_computation_of_it(name, spec, backbone_of):
+    """Law 11 makes it possible; the strings and scores are those of members alone, longer than a window included."""
+    backbone, candidates = backbone_of(name), ["yes", "no way"]
+    texts = [*TEXTS, "a text that is longer than the sliding window of the models that have one"]
+    prompts = several(backbone, 3, **spec)
+    found = Ensemble(backbone, prompts).outputs(texts, LIMITS)
+    assert found == looped(backbone, prompts, texts)
+    scores = Ensemble(backbone, prompts).scores(texts, [candidates] * len(texts))
+    for member, prompt in enumerate(prompts):
+        alone = Ensemble(backbone, [prompt]).scores(texts, [candidates] * len(texts))
+        for together, single in zip(scores, alone, strict=True):
+            assert torch.allclose(together[member], single[0], rtol=1e-4)
+
+
+def test_a_shared_source_costs_its_tokens_once(backbone_of, monkeypatch):
+    backbone, text, counts = backbone_of("llama"), "x" * 60, []
+    run = AttentionCall.run
+    monkeypatch.setattr(AttentionCall, "run", lambda call: counts.append(call.query.shape[:3].numel()) or run(call))
+    for prompts in (several(backbone, 5, kind="infix"), several(backbone, 5)):
+        ensemble, before = Ensemble(backbone, prompts), len(counts)
+        ensemble.scores([text], [["a", "b"]])
+        counts.append(-sum(counts[before:]))
+    infixes, prefixes = (-count for count in counts if count < 0)
+    assert infixes < 0.5 * prefixes

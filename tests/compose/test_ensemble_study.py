@@ -37,7 +37,7 @@ def planted(backbone, prompts, right_on_dev, right_on_test):
     return Task("planted", load, ("exact_match",), LIMITS, splits=("dev", "test"))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "t5"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_the_table_is_what_hands_work_out(name, backbone_of):
     backbone = backbone_of(name)
     prompts = several(backbone, 3)
@@ -86,7 +86,9 @@ def test_what_cannot_be_studied_is_refused(backbone_of):
     prompts = several(backbone, 2)
     task = planted(backbone, prompts, [0] * 6, [0] * 6)
     for changes, says in (
-        ({"split": "dev"}, "both 'dev'"), ({"choose": True}, "no labels"), ({"rules": ("bord",)}, "did you mean 'borda'"),
+        ({"split": "dev"}, "both 'dev'"),
+        ({"choose": True}, "no labels"),
+        ({"rules": ("bord",)}, "did you mean 'borda'"),
         ({"resamples": 0}, "no interval"),
     ):
         with pytest.raises(ConfigError, match=says):
@@ -122,7 +124,8 @@ def run(capsys, *words):
 
 def test_the_command_line_scores_a_gang(gang, capsys, tmp_path):
     runs = [gang / f"r{seed}" for seed in (1, 2, 3)]
-    code, out, err = run(capsys, "ensemble", *runs, "--limit", 5, "--dev-limit", 4, "--resamples", 30, "--out", tmp_path)
+    options = ("--limit", 5, "--dev-limit", 4, "--resamples", 30, "--out", tmp_path)
+    code, out, err = run(capsys, "ensemble", *runs, *options)
     assert code == 0, err
     assert "average" in out and "ensemble, borda" in out and "5 records" in out
     facts = json.loads((tmp_path / "ensemble.json").read_text())
@@ -132,7 +135,8 @@ def test_the_command_line_scores_a_gang(gang, capsys, tmp_path):
 
 def test_the_command_line_answers_texts(gang, capsys):
     runs = [gang / f"r{seed}" for seed in (1, 2, 3)]
-    code, out, err = run(capsys, "ensemble", *runs, "--text", "ab", "--text", "cd", "--max-new-tokens", 3, "--rule", "mean")
+    options = ("--text", "ab", "--text", "cd", "--max-new-tokens", 3, "--rule", "mean")
+    code, out, err = run(capsys, "ensemble", *runs, *options)
     assert code == 0 and len(out.splitlines()) == 2, err
     code, _, err = run(capsys, "ensemble", "--text", "ab")
     assert code == 2 and "no member" in err
@@ -149,7 +153,7 @@ def test_the_command_line_combines(gang, capsys, tmp_path):
     assert run(capsys, "concatenate", *runs, "--out", tmp_path / "both")[0] == 0
     both = load_prompt(tmp_path / "both")
     assert both.length == 6 and torch.equal(both.table("decoder")[:3], parts[0])
-    code, out, err = run(capsys, "generate", "ab", "--backbone", gang / "backbone", "--prompt", tmp_path / "both")
+    code, _, err = run(capsys, "generate", "ab", "--backbone", gang / "backbone", "--prompt", tmp_path / "both")
     assert code == 0, err
     assert run(capsys, "average", "--out", tmp_path / "none")[0] == 2
 

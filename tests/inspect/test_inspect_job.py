@@ -79,8 +79,8 @@ def test_an_infix_is_inspected_too(backbone_of):
 
 def test_the_command_line_writes_page_figures_and_map(run, tmp_path, capsys):
     html, figures, svg = (tmp_path / name for name in ("p.html", "p.json", "p.svg"))
-    words = ["inspect", run, "--limit", 2, "--html", html, "--json", figures, "--svg", svg, "--word", "a", "--word", "b"]
-    assert main([str(word) for word in words]) == 0
+    files = ["--html", html, "--json", figures, "--svg", svg]
+    assert main([str(word) for word in ["inspect", run, "--limit", 2, *files, "--word", "a", "--word", "b"]]) == 0
     assert "nearest tokens by input embeddings" in capsys.readouterr().out
     page = html.read_text()
     assert "What each virtual token does" in page and "http" not in page.replace("http-equiv", "")
@@ -111,5 +111,5 @@ def test_a_heat_map_of_wrong_shape_is_refused(tmp_path):
     with pytest.raises(DataError, match="below zero"):
         HeatMap([[-0.1]], ["a"], ["x"], "column", "row", "share")
     many = HeatMap([[0.1] * 200] * 60, list(map(str, range(60))), list(map(str, range(200))), "c", "r", "share")
-    labels = [text for text in ET.parse(write_heat_map(tmp_path / "m.svg", many)).getroot().iter() if text.tag.endswith("text")]
-    assert len(labels) < 120  # labels are thinned where they would overlap
+    root = ET.parse(write_heat_map(tmp_path / "m.svg", many)).getroot()
+    assert 10 < sum(part.tag.endswith("text") for part in root.iter()) < 120  # labels are thinned where they would overlap
