@@ -4,15 +4,19 @@
 
 Two jobs on short inputs: label scoring (two label words, one pass) and generation (a dozen new tokens). The N passes
 use the same code with an ensemble of one. Batches are interleaved; a batch's time is the least of its repeats, and the
-ratio is of the sums. On a CPU the memory of each contender is read in a process of its own.
+ratio is of their means; that of CPU time does not hear what else the machine does. On a CPU the memory of each
+contender is read in a process of its own.
 """
 
 import argparse
+import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import torch
 from meters import Clock, machine, peak_bytes, reset_peak
@@ -67,29 +71,44 @@ def jobs(args: argparse.Namespace) -> dict[str, Callable[[Ensemble, list[str]], 
     }
 
 
+def timed(device: str, work: Callable[[], object]) -> tuple[float, float]:
+    """Return the seconds on the wall and those of this process's processors."""
+    busy = time.process_time()
+    with Clock(device) as clock:
+        work()
+    return clock.seconds, time.process_time() - busy
+
+
 def compare(args: argparse.Namespace) -> list[dict]:
-    """Return a line for each job and number of texts in a pass: seconds a batch, and the ratio."""
+    """Return a line for each job and number of texts in a pass: seconds a batch, and the ratios."""
     backbone, prompts = members(args)
+    groups = {"together": [prompts], "apart": [[prompt] for prompt in prompts]}
     lines = []
     for job, run in jobs(args).items():
         for size in args.texts:
-            whole = Ensemble(backbone, prompts, batch_size=size)
-            alone = [Ensemble(backbone, [prompt], batch_size=size) for prompt in prompts]
+            ensembles = {
+                name: [Ensemble(backbone, one, batch_size=size) for one in parts] for name, parts in groups.items()
+            }
             batches = [list(TEXTS[i : i + size]) for i in range(0, len(TEXTS), size)]
-            least = {"together": [float("inf")] * len(batches), "apart": [float("inf")] * len(batches)}
+            rounds: dict[tuple[str, int], list[tuple[float, float]]] = {}
             for repeat in range(args.repeats + 1):
-                for number, texts in enumerate(batches):
-                    for name, group in (("together", [whole]), ("apart", alone)):
-                        with Clock(args.device) as clock:
-                            for ensemble in group:
-                                run(ensemble, texts)
-                        if repeat:  # the first round warms up every shape
-                            least[name][number] = min(least[name][number], clock.seconds)
-            together, apart = (sum(least[name]) / len(batches) for name in ("together", "apart"))
-            lines.append({
-                "job": job, "texts": size, "together_sec": together, "apart_sec": apart, "ratio": together / apart
-            })
+                for (number, texts), name in itertools.product(enumerate(batches), groups):
+                    found = timed(args.device, lambda: [run(one, texts) for one in ensembles[name]])  # noqa: B023
+                    if repeat:  # the first round warms up every shape
+                        rounds.setdefault((name, number), []).append(found)
+            lines.append(line_of(job, size, rounds))
     return lines
+
+
+def line_of(job: str, size: int, rounds: dict[tuple[str, int], list[tuple[float, float]]]) -> dict:
+    least = {
+        (name, which): mean(min(pair[which] for pair in pairs) for (mine, _), pairs in rounds.items() if mine == name)
+        for name in ("together", "apart")
+        for which in (0, 1)
+    }
+    wall, busy = (least["together", which] / least["apart", which] for which in (0, 1))
+    seconds = {f"{name}_sec": least[name, 0] for name in ("together", "apart")}
+    return {"job": job, "texts": size, **seconds, "ratio": wall, "cpu_ratio": busy}
 
 
 def memory(args: argparse.Namespace) -> dict[str, int]:
@@ -107,25 +126,19 @@ def memory(args: argparse.Namespace) -> dict[str, int]:
     return {"weights": weights, "prompts": held, "working": working, "total": weights + held + working}
 
 
-def memories(args: argparse.Namespace) -> dict[str, dict[str, int]]:
-    """Return both contenders' memory, each from a fresh process."""
-    found = {}
-    for which in ("one", "ensemble"):
-        command = [sys.executable, *sys.argv, "--memory-of", which]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found[which] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def in_fresh_process(which: str) -> dict[str, int]:
+    command = [sys.executable, *sys.argv, "--memory-of", which]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
 
 
 def table(args: argparse.Namespace, lines: list[dict], held: dict[str, dict[str, int]]) -> str:
-    ours = f"one pass of {args.members}, ms"
-    apart = f"{args.members} passes, ms"
-    head = f"{'job':14} {'texts':>5} {ours:>19} {apart:>14} {'ratio':>6}"
-    form = "{job:14} {texts:5} {together:19.2f} {apart:14.2f} {ratio:6.2f}"
+    names = (f"one pass of {args.members}, ms", f"{args.members} passes, ms")
+    head = f"{'job':14} {'texts':>5} {names[0]:>19} {names[1]:>14} {'ratio':>6} {'of CPU time':>11}"
+    form = "{job:14} {texts:5} {together:19.2f} {apart:14.2f} {ratio:6.2f} {cpu_ratio:11.2f}"
     rows = [form.format(**x, together=1e3 * x["together_sec"], apart=1e3 * x["apart_sec"]) for x in lines]
-    ratio = held["ensemble"]["total"] / held["one"]["total"]
-    sizes = [f"{which} {found['total'] / 1e6:.1f} MB" for which, found in held.items()]
-    return "\n".join([head, *rows, f"memory, weights and peak of a run: {', '.join(sizes)}, ratio {ratio:.2f}"])
+    one, both = (held[which]["total"] for which in ("one", "ensemble"))
+    sizes = f"one {one / 1e6:.1f} MB, ensemble {both / 1e6:.1f} MB, ratio {both / one:.2f}"
+    return "\n".join([head, *rows, f"memory, weights and peak of a run: {sizes}"])
 
 
 def main() -> None:
@@ -134,7 +147,7 @@ def main() -> None:
     if args.memory_of:
         print(json.dumps(memory(args)))
         return
-    held = memories(args)
+    held = {which: in_fresh_process(which) for which in ("one", "ensemble")}
     lines = compare(args)
     print(text := table(args, lines, held))
     config = {key: value for key, value in vars(args).items() if key not in ("record", "memory_of")}

@@ -21,7 +21,7 @@ from foreword.prompts.padded import pad, pad_targets
 from foreword.prompts.soft_prompt import Realised, SoftPrompt
 from foreword.shapes import Logits
 
-Prompt = SoftPrompt | PrefixKV | Trigger | None
+Prompt = SoftPrompt | PrefixKV | Realised | Trigger | None
 
 
 def generate(

@@ -40,7 +40,9 @@ class TargetLoss:
     tokens_per_target: Int[Tensor, " R"]
 
 
-def target_loss(backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | PrefixKV | None]) -> TargetLoss:
+def target_loss(
+    backbone: Backbone, rows: Sequence[Row], prompts: Sequence[SoftPrompt | PrefixKV | Realised | None]
+) -> TargetLoss:
     """Return the loss of every target of `rows`, each row with its own prompt or none.
 
     Args:

@@ -110,6 +110,7 @@ def test_a_heat_map_of_wrong_shape_is_refused(tmp_path):
         HeatMap([], [], [], "column", "row", "share")
     with pytest.raises(DataError, match="below zero"):
         HeatMap([[-0.1]], ["a"], ["x"], "column", "row", "share")
-    many = HeatMap([[0.1] * 200] * 60, list(map(str, range(60))), list(map(str, range(200))), "c", "r", "share")
+    rows, columns = list(map(str, range(60))), list(map(str, range(200)))
+    many = HeatMap([[0.1] * 200] * 60, rows, columns, "column", "row", "share")
     root = ET.parse(write_heat_map(tmp_path / "m.svg", many)).getroot()
-    assert 10 < sum(part.tag.endswith("text") for part in root.iter()) < 120  # labels are thinned where they would overlap
+    assert 10 < sum(part.tag.endswith("text") for part in root.iter()) < 120  # thinned where they would overlap

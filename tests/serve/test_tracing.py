@@ -13,7 +13,8 @@ def test_a_request_is_one_span_of_the_client_s_trace(tmp_path):
     backbone, exporter = make("llama"), InMemorySpanExporter()
     tracer = OpenTracer(exporter)
     trace = "4bf92f3577b34da6a3ce929d0e0e4736"
-    with serving(backbone, tmp_path, FakeEngine(backbone), FakePool(), tracer=tracer) as running, running.client() as http:
+    engine = FakeEngine(backbone)
+    with serving(backbone, tmp_path, engine, FakePool(), tracer=tracer) as running, running.client() as http:
         http.post("/v1/completions", json={"model": PLAIN, "prompt": "abc", "max_tokens": 4},
                   headers={"traceparent": f"00-{trace}-00f067aa0ba902b7-01"})
         http.get("/v1/forewords/nothing")
