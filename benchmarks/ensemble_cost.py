@@ -39,14 +39,10 @@ LABELS = ("negative", "positive")
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="foreword-decoder-6m")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--members", type=int, default=5)
-    parser.add_argument("--length", type=int, default=10)
-    parser.add_argument("--new-tokens", type=int, default=12)
+    options = {"dtype": "float32", "device": "cpu", "threads": 1, "members": 5, "length": 10, "repeats": 9}
+    for name, default in {**options, "new-tokens": 12}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     parser.add_argument("--texts", type=int, nargs="+", default=[1, 2, 4, 8], help="texts in one pass")
-    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--record", type=Path)
     parser.add_argument("--memory-of", choices=("one", "ensemble"), help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -54,11 +50,9 @@ def parse() -> argparse.Namespace:
 
 def members(args: argparse.Namespace) -> tuple[Backbone, list[SoftPrompt]]:
     backbone = load_backbone(args.backbone, dtype=args.dtype, device=args.device)
-    prompts = []
-    for seed in range(args.members):
-        prompt = make_prompt(PromptSpec(length=args.length), backbone)
+    prompts = [make_prompt(PromptSpec(length=args.length), backbone) for _ in range(args.members)]
+    for seed, prompt in enumerate(prompts):
         initialise(prompt, backbone, torch.Generator().manual_seed(seed), training_ids=[list(range(9 + seed, 400))])
-        prompts.append(prompt)
     return backbone, prompts
 
 
@@ -86,14 +80,12 @@ def compare(args: argparse.Namespace) -> list[dict]:
     lines = []
     for job, run in jobs(args).items():
         for size in args.texts:
-            ensembles = {
-                name: [Ensemble(backbone, one, batch_size=size) for one in parts] for name, parts in groups.items()
-            }
+            made = {name: [Ensemble(backbone, x, batch_size=size) for x in parts] for name, parts in groups.items()}
             batches = [list(TEXTS[i : i + size]) for i in range(0, len(TEXTS), size)]
             rounds: dict[tuple[str, int], list[tuple[float, float]]] = {}
             for repeat in range(args.repeats + 1):
                 for (number, texts), name in itertools.product(enumerate(batches), groups):
-                    found = timed(args.device, lambda: [run(one, texts) for one in ensembles[name]])  # noqa: B023
+                    found = timed(args.device, lambda: [run(one, texts) for one in made[name]])  # noqa: B023
                     if repeat:  # the first round warms up every shape
                         rounds.setdefault((name, number), []).append(found)
             lines.append(line_of(job, size, rounds))
@@ -101,13 +93,11 @@ def compare(args: argparse.Namespace) -> list[dict]:
 
 
 def line_of(job: str, size: int, rounds: dict[tuple[str, int], list[tuple[float, float]]]) -> dict:
-    least = {
-        (name, which): mean(min(pair[which] for pair in pairs) for (mine, _), pairs in rounds.items() if mine == name)
-        for name in ("together", "apart")
-        for which in (0, 1)
-    }
-    wall, busy = (least["together", which] / least["apart", which] for which in (0, 1))
-    seconds = {f"{name}_sec": least[name, 0] for name in ("together", "apart")}
+    def least(name: str, which: int) -> float:
+        return mean(min(pair[which] for pair in pairs) for (mine, _), pairs in rounds.items() if mine == name)
+
+    wall, busy = (least("together", which) / least("apart", which) for which in (0, 1))
+    seconds = {f"{name}_sec": least(name, 0) for name in ("together", "apart")}
     return {"job": job, "texts": size, **seconds, "ratio": wall, "cpu_ratio": busy}
 
 
@@ -117,9 +107,8 @@ def memory(args: argparse.Namespace) -> dict[str, int]:
     backbone, prompts = members(args)
     ensemble = Ensemble(backbone, prompts[:count], batch_size=1)
     before = reset_peak(args.device)
-    for run in jobs(args).values():
-        for text in TEXTS:
-            run(ensemble, [text])
+    for run, text in itertools.product(jobs(args).values(), TEXTS):
+        run(ensemble, [text])
     working = peak_bytes(args.device) - before
     weights = sum(t.numel() * t.element_size() for t in backbone.model.parameters())
     held = sum(compile_prompt(prompt, backbone).num_bytes for prompt in prompts[:count])
@@ -132,13 +121,12 @@ def in_fresh_process(which: str) -> dict[str, int]:
 
 
 def table(args: argparse.Namespace, lines: list[dict], held: dict[str, dict[str, int]]) -> str:
-    names = (f"one pass of {args.members}, ms", f"{args.members} passes, ms")
-    head = f"{'job':14} {'texts':>5} {names[0]:>19} {names[1]:>14} {'ratio':>6} {'of CPU time':>11}"
+    head = f"{'job':14} {'texts':>5} {'one pass of':>15} {args.members}, ms {args.members} passes, ms  ratio of CPU time"
     form = "{job:14} {texts:5} {together:19.2f} {apart:14.2f} {ratio:6.2f} {cpu_ratio:11.2f}"
     rows = [form.format(**x, together=1e3 * x["together_sec"], apart=1e3 * x["apart_sec"]) for x in lines]
-    one, both = (held[which]["total"] for which in ("one", "ensemble"))
-    sizes = f"one {one / 1e6:.1f} MB, ensemble {both / 1e6:.1f} MB, ratio {both / one:.2f}"
-    return "\n".join([head, *rows, f"memory, weights and peak of a run: {sizes}"])
+    one, both = (held[which]["total"] / 1e6 for which in ("one", "ensemble"))
+    sizes = f"memory, weights and peak of a run: one {one:.1f} MB, ensemble {both:.1f} MB, ratio {both / one:.2f}"
+    return "\n".join([head, *rows, sizes])
 
 
 def main() -> None:
@@ -151,11 +139,9 @@ def main() -> None:
     lines = compare(args)
     print(text := table(args, lines, held))
     config = {key: value for key, value in vars(args).items() if key not in ("record", "memory_of")}
-    ratio = held["ensemble"]["total"] / held["one"]["total"]
-    result = {"config": config, "machine": machine(args.device), "lines": lines, "memory": held, "memory_ratio": ratio}
-    print(line := json.dumps(result))
+    found = {"lines": lines, "memory": held, "memory_ratio": held["ensemble"]["total"] / held["one"]["total"]}
+    print(line := json.dumps({"config": config, "machine": machine(args.device), **found}))
     if args.record:
-        args.record.parent.mkdir(parents=True, exist_ok=True)
         args.record.with_suffix(".txt").write_text(text + "\n")
         args.record.with_suffix(".json").write_text(line + "\n")
 
