@@ -121,10 +121,11 @@ def in_fresh_process(which: str) -> dict[str, int]:
 
 
 def table(args: argparse.Namespace, lines: list[dict], held: dict[str, dict[str, int]]) -> str:
-    head = f"{'job':14} {'texts':>5} {'one pass of':>15} {args.members}, ms {args.members} passes, ms  ratio of CPU time"
+    count = args.members
+    head = f"{'job':14} {'texts':>5} {'one pass of':>12} {count}, ms {count:5} passes, ms  ratio of CPU time"
     form = "{job:14} {texts:5} {together:19.2f} {apart:14.2f} {ratio:6.2f} {cpu_ratio:11.2f}"
     rows = [form.format(**x, together=1e3 * x["together_sec"], apart=1e3 * x["apart_sec"]) for x in lines]
-    one, both = (held[which]["total"] / 1e6 for which in ("one", "ensemble"))
+    one, both = (found["total"] / 1e6 for found in held.values())
     sizes = f"memory, weights and peak of a run: one {one:.1f} MB, ensemble {both:.1f} MB, ratio {both / one:.2f}"
     return "\n".join([head, *rows, sizes])
 

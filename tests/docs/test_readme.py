@@ -1,7 +1,16 @@
 """Every command and every Python block of the README runs, in the README's order, with fewer steps and records."""
 
+import contextlib
+import os
 import re
 import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,10 +69,39 @@ def run(words: list[str]) -> None:
         assert main([*words, "--limit", "2", "--resamples", "5"]) == 0, words
     elif verb == "generate":
         assert main([*words, "--max-new-tokens", "4"]) == 0, words
+    elif verb == "serve":
+        serve_until_ready(words)
     elif verb == "doctor":
         assert main(words) in (0, 1), words  # two steps may leave a prompt that the doctor frowns at
     else:
         assert main(words) == 0, words
+
+
+def serve_until_ready(words: list[str]) -> None:
+    """Start the server as a user does, wait until it says that it is ready, and end it as a user does."""
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "foreword", *words, "--port", str(port)]
+    server = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 90
+        while not is_ready(port):
+            assert server.poll() is None, server.stderr.read()
+            assert time.monotonic() < end, "the server was never ready"
+            time.sleep(0.2)
+        server.send_signal(signal.SIGINT)
+        assert server.wait(30) == 0
+    finally:
+        server.kill()
+        server.communicate()
+
+
+def is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ready", timeout=5) as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
 
 
 def test_everything_in_the_readme_runs_in_its_order(fresh, capsys):
