@@ -118,7 +118,15 @@ def run_and_score(options: argparse.Namespace) -> dict[str, list[dict[str, float
         with ThreadPoolExecutor(options.workers) as pool:
             for line in pool.map(lambda job: run_one(*job, options), jobs):
                 print(line, flush=True)
-    return {recipe.stem: score(recipe, options) for recipe in options.recipes}
+    results = {recipe.stem: score(recipe, options) for recipe in options.recipes}
+    return untouched_scores(options) | results
+
+
+def untouched_scores(options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Return the untouched backbone's scores, which stand beside the first recipe's first seed."""
+    found = options.runs / f"{options.recipes[0].stem}-seed0" / options.split / "scores.json"
+    others = json.loads(found.read_text(encoding="utf-8"))["others"] if found.is_file() else {}
+    return {"untouched": [others["untouched"]["metrics"]]} if "untouched" in others else {}
 
 
 def main() -> None:
