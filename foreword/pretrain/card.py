@@ -30,7 +30,7 @@ knows few facts and invents the rest.
 
 | | |
 |---|---|
-| steps | {steps:,} |
+{before}| steps | {steps:,} |
 | tokens seen | {tokens:,} of {unique:,} packed |
 | context | {context} tokens (positions up to {positions}) |
 | copy-rich share of the rows | {copy:.0%}, in the decay {decay_copy:.0%} |
@@ -44,10 +44,8 @@ government blogs and speeches and the CIA factbook (public domain), Microsoft do
 textbooks (CC BY 4.0), African Storybook (CC BY), recipes, and novels from before 1930 (public domain).
 The weights are derived from CC BY-SA text and are given under **CC BY-SA 4.0**; Foreword's code is Apache-2.0.
 
-Copy-rich text, made by generators in `foreword/pretrain/copying/`: records of invented things in 26 domains (books,
-companies, rivers, flights, ...; no venues) in many formats with sentences that state them; facts, keywords, blanks
-and repeats made from the corpora's own sentences; invented opinions with labels; repeated spans of random words. No
-sentence of an evaluation set is in it.
+Copy-rich text, made by generators in `foreword/pretrain/copying/`: {copying}. No sentence of an
+evaluation set is in it.
 
 Overlap with evaluation sets: {overlap}
 
@@ -129,6 +127,8 @@ def write_card(facts: dict[str, Any], samples: list[tuple[str, str]]) -> str:
         unique=sum(stream["tokens"] for name, stream in streams.items() if name.startswith("train/")),
         copy=share,
         decay_copy=share if recipe["decay_copy_share"] is None else recipe["decay_copy_share"],
+        copying="; ".join(_COPYING[name] for name in recipe["data"]["copying"]),
+        before=_before(facts.get("before")),
         overlap=_overlap(facts["manifest"]["overlap"]),
         bits=f"| source | bits per byte |\n|---|---|\n{rows}",
         seq2seq_note="" if decoder else " The encoder reads the first half of a row; the bits are the second half's.",
@@ -139,11 +139,35 @@ def write_card(facts: dict[str, Any], samples: list[tuple[str, str]]) -> str:
     )
 
 
+_COPYING = {
+    "records": (
+        "records of invented things in 26 domains (books, companies, rivers, flights, ...; no venues) in many formats, "
+        "with sentences that state them"
+    ),
+    "briefs": (
+        "briefs, which are records of flats, plumbers, phones, trams and other things (no venues, and no key of E2E's) "
+        "in sentences that state several fields each, also where a thing lies, what it costs and how it is rated"
+    ),
+    "echoes": "facts, keywords, blanks and repeats made from the corpora's own sentences",
+    "labels": "invented opinions with labels",
+    "spans": "repeated spans of random words",
+}
+
 _OBJECTIVES = {
     "causal": "Objective: causal language modelling.",
     "span_corruption": "Objective: T5's span corruption (15 %, mean span 3), without LM adaptation.",
     "prefix_lm": "Objective: T5's span corruption, then prefix-LM adaptation (Lester et al. 2021).",
 }
+
+
+def _before(life: dict[str, Any] | None) -> str:
+    """Return a table row for every run whose weights this one went on from, the first one first."""
+    if life is None:
+        return ""
+    recipe = life["recipe"]
+    made = f"{life['steps']:,} steps, {life['tokens']:,} tokens, {recipe['objective']}"
+    row = f"| goes on from | `{recipe['name']}`: {made} |"
+    return f"{_before(life.get('before'))}{row}\n"
 
 
 def _overlap(report: dict[str, Any] | None) -> str:

@@ -253,9 +253,19 @@ class Run:
             "tokens": self.progress.step * self._step_tokens(),
             "device": str(self.device),
             "manifest": json.loads((self.config.data.folder / "manifest.json").read_text(encoding="utf-8")),
+            "before": None if self.config.init is None else _life_of(self.config.init),
             **scores,
         }
         return save_backbone(self.folder / "backbone", self.model, self.tokenizer, facts)
+
+
+def _life_of(backbone: Path) -> dict[str, Any] | None:
+    """Return what made the backbone that a run goes on from, by its own `pretraining.json`; None if it has none."""
+    path = backbone / "pretraining.json"
+    if not path.is_file():
+        return None
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    return {key: facts.get(key) for key in ("recipe", "steps", "tokens", "device", "before")}
 
 
 def _shippable(config: PretrainConfig) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
 from foreword.pretrain.models import is_embedding
+from foreword.pretrain.muon import MuonFloat32
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Rates are at the top of the schedule. They serve all sizes (see models.py on width scaling)."""
 
-    kind: Literal["muon", "adamw"] = "muon"
+    kind: Literal["muon", "muon_float32", "adamw"] = "muon"  # muon is PyTorch's, its iteration in bfloat16
     matrix_lr: float = 0.03  # of Muon; of AdamW it is multiplied by 64 / fan-in, muP's rule
     embedding_lr: float = 0.008
     weight_decay: float = 0.01  # of matrices, times their rate
@@ -33,14 +34,18 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[Optimi
     others = [p for _, p in named if id(p) not in chosen]
     fused = others[0].device.type == "cuda"
     rest = {"params": others, "lr": config.embedding_lr, "weight_decay": 0.0}
-    if config.kind == "muon":
-        muon = torch.optim.Muon(
-            matrices,
-            lr=config.matrix_lr,
-            weight_decay=config.weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="original",  # × sqrt(max(1, fan-out / fan-in)): the spectral condition
-        )
+    if config.kind != "adamw":
+        muon: Optimizer
+        if config.kind == "muon":
+            muon = torch.optim.Muon(
+                matrices,
+                lr=config.matrix_lr,
+                weight_decay=config.weight_decay,
+                momentum=0.95,
+                adjust_lr_fn="original",  # × sqrt(max(1, fan-out / fan-in)): the spectral condition
+            )
+        else:
+            muon = MuonFloat32(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay)
         adam = torch.optim.AdamW([rest], betas=(0.9, 0.95), fused=fused)
         optimizers: list[Optimizer] = [muon, adam]
     else:

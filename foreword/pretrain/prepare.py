@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from foreword.config import to_dict
 from foreword.errors import ConfigError
+from foreword.pretrain.copying.briefs import brief_documents
 from foreword.pretrain.copying.echoes import echo_documents
 from foreword.pretrain.copying.labels import label_documents, span_documents
 from foreword.pretrain.copying.records import record_documents
@@ -136,6 +137,8 @@ def copy_documents(name: str, rng: random.Random, lexicon: Lexicon, sources: dic
     """
     if name == "records":
         return record_documents(rng, lexicon)
+    if name == "briefs":
+        return brief_documents(rng, lexicon)
     if name == "echoes":
         # Old novels make poor facts; every other document counts alike, whatever its source.
         pool = [
@@ -146,7 +149,7 @@ def copy_documents(name: str, rng: random.Random, lexicon: Lexicon, sources: dic
         return label_documents(rng, lexicon, {source: documents for source, documents in sources.items() if documents})
     if name == "spans":
         return span_documents(rng, lexicon)
-    raise ConfigError(f"data.copying names {name!r}; valid: records, echoes, labels, spans")
+    raise ConfigError(f"data.copying names {name!r}; valid: records, briefs, echoes, labels, spans")
 
 
 def _tokenizer(

@@ -63,8 +63,15 @@ def test_one_command_makes_the_table_from_runs(table, tmp_path, monkeypatch):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["lines"] == {"prefix": 2, "adapter": 2, "shots": 2}
+    assert json.loads(done.stdout.splitlines()[-1])["lines"] == {
+        "untouched": 1,
+        "prefix": 2,
+        "adapter": 2,
+        "shots": 2,
+    }
     lines = json.loads((tmp_path / "record.json").read_text())
+    untouched = lines.pop("untouched")  # scored once, and it cost nothing to make
+    assert len(untouched["EM"]["values"]) == 1 and untouched["runs"] == [] and untouched["trained"] is None
     for name, line in lines.items():
         assert f"| {name} | 2 | " in done.stdout
         assert len(line["runs"]) == 2 and 50e6 < line["peak_bytes"] < 1e11

@@ -3,6 +3,8 @@ import random
 
 import pytest
 
+from foreword.pretrain.copying.brief_domains import fill, number_word, read_kinds, read_traits
+from foreword.pretrain.copying.briefs import Brief, Field, Teller, brief_documents
 from foreword.pretrain.copying.domains import read_domains
 from foreword.pretrain.copying.echoes import echo_documents, facts
 from foreword.pretrain.copying.formats import formats, write_key
@@ -10,6 +12,7 @@ from foreword.pretrain.copying.labels import label_documents, span_documents
 from foreword.pretrain.copying.records import Narrator, draw_record, record_documents
 from foreword.pretrain.copying.values import Lexicon, ValueMaker
 
+FORBIDDEN = {"restaurant", "pub", "café", "cafe", "bar", "hotel", "museum", "venue", "coffee shop"}
 TEXT = (
     "In 1912 the ship met Arne Dahl near Bergen. The captain of the Fram, an old man, said little.\n"
     "They had sailed 340 miles to find Colin Archer. Nobody in Oslo believed that the story was true."
@@ -20,13 +23,14 @@ def generators(seed: int):
     lexicon, documents = Lexicon(), {"wiki_en": [TEXT, TEXT.replace("Dahl", "Berg")], "talk": [TEXT]}
     return {
         "records": record_documents(random.Random(seed), lexicon),
+        "briefs": brief_documents(random.Random(seed), lexicon),
         "echoes": echo_documents(random.Random(seed), documents["wiki_en"]),
         "labels": label_documents(random.Random(seed), lexicon, documents),
         "spans": span_documents(random.Random(seed), lexicon),
     }
 
 
-@pytest.mark.parametrize("name", ["records", "echoes", "labels", "spans"])
+@pytest.mark.parametrize("name", ["records", "briefs", "echoes", "labels", "spans"])
 def test_documents_follow_from_the_seed_and_vary(name: str):
     once, again, other = (list(itertools.islice(generators(seed)[name], 60)) for seed in (1, 1, 2))
     assert once == again and once != other
@@ -45,6 +49,30 @@ def test_every_sentence_states_every_value():
             assert all(value.lower() in text.lower() for value in [record.name, *stated]), (record, text)
 
 
+def test_a_brief_states_every_field_once():
+    rng = random.Random(0)
+    maker, traits = ValueMaker(rng, Lexicon()), read_traits()
+    for trait in traits:
+        for case in trait.cases:
+            for _ in range(20):
+                key = fill(rng.choice(trait.keys), maker)
+                field = Field(key, fill(rng.choice(case.values), maker), case)
+                other = Field("maker", "Quorl Ltd", traits[6].cases[0])
+                text = Teller(rng).tell(Brief("lamp", "Zuvex", (field, other), typed=True))
+                assert text.count("Quorl Ltd") == 1 and text.count("Zuvex") >= 1, text
+                said = [p for _, p in field.phrases("ablpc")]
+                stems = [p.removeprefix("is ").removeprefix("has ") for p in said]
+                assert any(p.lower() in text.lower() for p in stems), (field, text)
+    assert traits[6].keys[0] == "maker"
+
+
+def test_a_field_has_a_way_to_be_said_everywhere():
+    for trait in read_traits():
+        for case in trait.cases:
+            assert case.phrases["p"], trait  # the role that everything falls back to
+    assert [number_word(v) for v in ("5 out of 5", "12 cm", "red")] == ["five", "12", "red"]
+
+
 def test_yes_and_no_are_stated_differently():
     domain = next(d for d in read_domains() if "phone" in d.nouns)
     attribute = next(a for a in domain.attributes if a.key == "waterproof")
@@ -53,9 +81,10 @@ def test_yes_and_no_are_stated_differently():
 
 
 def test_no_domain_is_a_venue_or_an_evaluation_task():
-    nouns = {noun for domain in read_domains() for noun in domain.nouns}
-    assert not nouns & {"restaurant", "pub", "café", "cafe", "bar", "hotel", "museum", "venue", "coffee shop"}
+    assert not {noun for domain in read_domains() for noun in domain.nouns} & FORBIDDEN
+    assert not {noun for kind in read_kinds() for noun in kind.nouns} & FORBIDDEN
     keys = {attribute.key.replace(" ", "").lower() for domain in read_domains() for attribute in domain.attributes}
+    keys |= {key.replace(" ", "").lower() for trait in read_traits() for key in trait.keys}
     assert not keys & {"eattype", "familyfriendly", "customerrating", "pricerange", "near"}
 
 

@@ -91,6 +91,8 @@ def test_t5_is_pretrained_then_adapted(recipe: Path):
     adapted = run(recipe, *t5, "name=lm10", "objective=prefix_lm", f"init={base}")
     before, after = (AutoModelForSeq2SeqLM.from_pretrained(folder) for folder in (base, adapted))
     assert not torch.equal(before.shared.weight, after.shared.weight)
+    assert "| goes on from | `lm0`: 3 steps, 864 tokens, span_corruption |" in (adapted / "README.md").read_text()
+    assert json.loads((adapted / "pretraining.json").read_text())["before"]["steps"] == 3
     output = after.generate(torch.tensor([[5, 6, 7, 1]]), max_new_tokens=4, do_sample=False)
     assert output.shape[1] <= 5
 

@@ -5,6 +5,7 @@ import torch
 
 from foreword.errors import ConfigError
 from foreword.pretrain.models import build_model, count_parameters
+from foreword.pretrain.muon import MuonFloat32, orthogonalise
 from foreword.pretrain.optim import OptimConfig, build_optimizers, decay_steps, lr_factor
 
 
@@ -35,7 +36,7 @@ def test_an_unknown_size_names_the_nearest():
         build_model("decoder", "20mm", 100, 64, 0)
 
 
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("kind", ["muon", "muon_float32", "adamw"])
 @pytest.mark.parametrize("family", ["decoder", "t5"])
 def test_every_parameter_has_one_optimiser(family: str, kind: str):
     model = build_model(family, "tiny", 100, 64, 0)
@@ -50,3 +51,29 @@ def test_schedule_warms_up_holds_and_decays():
     assert factors[75] == 1.0 and 0 < factors[99] < 0.05
     assert decay_steps(config, 100) == 25
     assert lr_factor(config, 40, 80, decay_start=40) == 1.0 and lr_factor(config, 50, 80, decay_start=40) == 0.5
+
+
+@pytest.mark.parametrize("shape", [(192, 512), (512, 192), (64, 64)])
+def test_muon_in_float32_is_pytorchs_but_for_rounding(shape: tuple[int, int]):
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    options = {"lr": 0.03, "weight_decay": 0.01, "momentum": 0.95}
+    optimizers = [
+        MuonFloat32([ours], **options),
+        torch.optim.Muon([theirs], **options, adjust_lr_fn="original"),
+    ]
+    for _ in range(4):
+        gradient = torch.randn(shape, generator=generator)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (ours - start).norm()
+    assert moved > 0.4 and (ours - theirs).norm() < 0.02 * moved  # bfloat16 keeps 8 bits
+
+
+def test_orthogonalise_brings_singular_values_near_one():
+    matrix = torch.randn(40, 90, generator=torch.Generator().manual_seed(0))
+    for given in (matrix, matrix.T):
+        values = torch.linalg.svdvals(orthogonalise(given))
+        assert orthogonalise(given).shape == given.shape and 0.5 < values.min() and values.max() < 1.3

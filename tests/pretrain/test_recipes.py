@@ -22,8 +22,15 @@ def test_a_recipe_builds_and_its_header_has_its_command(path: Path):
 def test_adaptation_starts_from_the_recipe_beside_it():
     for path in RECIPES:
         config = build(PretrainConfig, load_yaml(path))
-        if config.init is not None:
+        if config.init is not None and config.family == "t5":
             base = build(PretrainConfig, load_yaml(path.with_name(path.stem.split("-lm")[0] + ".yaml")))
             assert config.init == base.run / base.name / "backbone"
             share = int(path.stem.split("-lm")[1])
             assert config.steps == base.steps * share // 100
+
+
+def test_the_shipped_decoder_goes_on_from_its_base_with_its_tokenizer():
+    folder = RECIPES[0].parent
+    last, base = (build(PretrainConfig, load_yaml(folder / f"decoder-6m{end}.yaml")) for end in ("", "-base"))
+    assert last.init == base.run / base.name / "backbone"
+    assert last.data.tokenizer == last.init

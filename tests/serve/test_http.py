@@ -243,7 +243,12 @@ def test_the_log_is_json_lines_without_prompts(server):
     with server.client() as http:
         answer = http.post("/v1/completions", json={"model": "alpha", "prompt": "secretsecret"})
         request_id = answer.headers["x-request-id"]
-    rows = [json.loads(line) for line in server.logs.getvalue().splitlines()]
-    row = next(row for row in rows if row.get("request_id") == request_id)
+
+    def logged():
+        rows = [json.loads(line) for line in server.logs.getvalue().splitlines() if line.endswith("}")]
+        return [row for row in rows if row.get("request_id") == request_id]
+
+    wait_for(logged)  # the line is written when the answer is on its way already
+    row = logged()[0]
     assert (row["route"], row["status"], row["model"], row["prompt_tokens"]) == ("/v1/completions", 200, "alpha", 12)
     assert "secretsecret" not in server.logs.getvalue()

@@ -133,9 +133,19 @@ class ValueMaker:
         hour, minute = self.rng.randint(1, 12), self.rng.choice((0, 15, 30, 45, self.rng.randrange(60)))
         return self.rng.choice((f"{hour}:{minute:02d} {self.rng.choice(('am', 'pm'))}", f"{hour + 8:02d}:{minute:02d}"))
 
+    def hour(self) -> str:
+        """Return an hour such as `7 am`."""
+        return f"{self.rng.randint(1, 12)} {self.rng.choice(('am', 'pm'))}"
+
     def money(self) -> str:
         """Return a price in some currency."""
         return self.rng.choice(_CURRENCY).format(self.number() if self.rng.random() < 0.7 else self.decimal())
+
+    def money_range(self) -> str:
+        """Return a price range such as `£20-25`."""
+        low = self.rng.randint(1, 60) * self.rng.choice((1, 5, 10))
+        high = low + self.rng.choice((3, 5, 10, 20, 50))
+        return self.rng.choice(_CURRENCY).format(f"{low}{self.rng.choice(('-', '-', ' to '))}{high}")
 
     def code(self) -> str:
         """Return letters and digits such as a flight or model number."""
