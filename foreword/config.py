@@ -1,7 +1,7 @@
 """Strict configuration: YAML and dotted overrides into the frozen dataclasses that live beside their code."""
 
+import copy
 import dataclasses
-import json
 import types
 import typing
 from pathlib import Path
@@ -13,19 +13,33 @@ from foreword.errors import ConfigError, nearest
 
 C = TypeVar("C")
 
+LARGEST_SEED = 2**63 - 1
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML without the rule that the last of two equal keys wins in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Return a mapping, or raise where a key occurs twice."""
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        twice = next((key for number, key in enumerate(keys) if key in keys[:number]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(problem=f"key {twice!r} occurs twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or is not a mapping.
+        ConfigError: the file is missing, is not YAML, names a key twice, or is not a mapping.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist; give the path of a YAML file")
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _StrictLoader)
+    except (yaml.YAMLError, ValueError) as error:  # not UTF-8, or a date that there is not
         raise ConfigError(f"config file {str(path)!r} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config file {str(path)!r} holds {type(tree).__name__}, not a mapping of fields")
@@ -35,10 +49,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 def override(tree: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
     """Return a copy of `tree` with dotted `key.path=value` assignments applied, values read as YAML.
 
+    Text with a colon needs no quotes: `prompt.init.text=table-to-text:` is those words, not a mapping.
+
     Raises:
-        ConfigError: an assignment has no `=`, or walks through a field that is not a mapping.
+        ConfigError: an assignment has no `=`, its value is no YAML, or it walks through a field that is not a mapping.
     """
-    tree = json.loads(json.dumps(tree))
+    tree = copy.deepcopy(tree)
     for assignment in assignments:
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted:
@@ -49,8 +65,31 @@ def override(tree: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"override {assignment!r}: {parent!r} is a value, not a group of fields")
-        node[leaf] = yaml.safe_load(text)
+        node[leaf] = _assigned(assignment, text)
     return tree
+
+
+def _assigned(assignment: str, text: str) -> Any:
+    """Return the value of an assignment: YAML, or plain text where YAML sees a mapping without braces."""
+    braced = text.lstrip()[:1] in ("{", "[", "'", '"')
+    try:
+        value = yaml.load(text, _StrictLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        if not braced and ":" in text:
+            return text
+        said = " ".join(str(error).split())
+        raise ConfigError(f"override {assignment!r} has no valid YAML value ({said}); put the text in quotes") from None
+    return text if isinstance(value, dict) and not braced else value
+
+
+def check_seed(seed: int, name: str = "seed") -> None:
+    """Raise unless a seed is one that every generator of random numbers takes.
+
+    Raises:
+        ConfigError: it is negative, or has more than 63 bits.
+    """
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ConfigError(f"{name} = {seed!r} must be a whole number from 0 to 2**63 - 1")
 
 
 def build(kind: type[C], tree: dict[str, Any], where: str = "") -> C:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foreword.errors import BackboneError
 from foreword.prompts.bank import Site
 from foreword.prompts.inject import AttentionCall, activate, entrances, install
 
@@ -84,6 +85,8 @@ def read_geometry(model: PreTrainedModel) -> Geometry:
         if not sites and config._attn_implementation != stock:
             model.set_attn_implementation(stock)
     limit = getattr(config, "max_position_embeddings", None)  # none for T5, whose positions are relative
+    if limit is None:  # a composed model (text and pictures) keeps it in the part for text
+        limit = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     width = model.get_input_embeddings().weight.shape[-1]
     return Geometry(sites, width, bool(config.is_encoder_decoder), limit)
 
@@ -111,8 +114,21 @@ def _probe_sites(model: PreTrainedModel) -> dict[Site, SiteShape]:
     model(**arguments, use_cache=False, foreword=handed)
     for entrance in entrances(model):
         entrance.foreword_hands_down = len(handed.calls) == len(probe.calls)
+    if encoder is None and any(_sees_ahead(call) for call in probe.calls if id(call.module) in names):
+        raise BackboneError(
+            f"{type(model).__name__} reads text in both directions, so it cannot go on from one; give a decoder-only "
+            "or an encoder-decoder model (a masked one takes written words: method 'autoprompt')"
+        )
     sites = _name_sites(probe.calls, names, inside)
     return {} if _mixes_otherwise(model, probe.calls, sites) else sites
+
+
+def _sees_ahead(call: AttentionCall) -> bool:
+    """Whether the first token of the probe may look at the second one."""
+    if call.mask is None:
+        return False
+    seen = call.mask[0, 0, 0, 1]
+    return bool(seen) if call.mask.dtype == torch.bool else bool(seen == 0)
 
 
 def _mixes_otherwise(model: PreTrainedModel, calls: list[AttentionCall], sites: dict[Site, SiteShape]) -> bool:

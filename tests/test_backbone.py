@@ -1,6 +1,7 @@
 """Backbones: geometry read from the model itself, other families, refusals that name them, fingerprints, loading."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -239,6 +240,10 @@ def test_damaged_weights_are_refused(backbone_of):
         ("./nowhere", {}, "is not a directory"),
         ("/no/such/place", {}, "is not a directory"),
         ("nowhere", {"dtype": "float23"}, "did you mean 'float32'"),
+        pytest.param(
+            "foreword-decoder-6m", {"device": "cuda:0"}, "device = 'cuda:0' needs a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
     ],
 )
 def test_what_cannot_be_loaded_is_said_in_one_line(source, options, said):
@@ -256,6 +261,46 @@ def test_a_directory_without_a_model_or_with_a_broken_one_is_refused(backbone_of
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(BackboneError, match="cannot be loaded"):
         load_backbone(tmp_path, device="cpu")
+
+
+def test_weights_that_the_files_lack_are_refused(backbone_of, tmp_path):
+    """Transformers would draw them at random, anew at each loading, under one and the same fingerprint."""
+    backbone_of("llama").model.save_pretrained(tmp_path)
+    backbone_of("llama").tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
+    with pytest.raises(BackboneError, match=r"lack 9 of its weights, 'model\.layers\.3\.") as caught:
+        load_backbone(tmp_path, device="cpu")
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_size": 63}))
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        load_backbone(tmp_path, device="cpu")
+
+
+def test_a_model_that_reads_in_both_directions_is_refused():
+    torch.manual_seed(0)
+    fields = {name: COMMON[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size")}
+    config = tf.BertConfig(num_hidden_layers=2, **fields)
+    with pytest.raises(BackboneError, match="BertLMHeadModel reads text in both directions"):
+        wrap_backbone(tf.BertLMHeadModel(config), tokenizer())
+    config.is_decoder = True
+    assert len(wrap_backbone(tf.BertLMHeadModel(config), tokenizer()).geometry.sites) == 2
+
+
+def test_a_composed_model_has_one_fingerprint_in_every_dtype_and_its_texts_limit(tmp_path):
+    torch.manual_seed(0)
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+              "image_size": 28, "patch_size": 14}  # fmt: skip
+    text = {**COMMON, "num_hidden_layers": 2, "num_key_value_heads": 2, "head_dim": 24, "sliding_window": 32}
+    config = tf.Gemma3Config(
+        text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=98, boi_token_index=97,
+        eoi_token_index=96,
+    )  # fmt: skip
+    tf.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    full, half = (load_backbone(tmp_path, device="cpu", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert full.fingerprint == half.fingerprint
+    assert full.geometry.max_positions == 512
 
 
 def test_record_gives_keys_and_values_of_every_site_with_gradients(backbone_of):

@@ -94,6 +94,27 @@ def test_bad_overrides_are_named(text):
         override({"kind": "red"}, [text])
 
 
+@pytest.mark.parametrize("text", ["table-to-text:", "a: b: c", "write: {x"])
+def test_an_override_with_a_colon_is_text(text):
+    """The papers' own words `table-to-text:` would be a mapping in YAML."""
+    assert override({}, [f"init.text={text}"]) == {"init": {"text": text}}
+    assert override({}, ["init={text: a}"]) == {"init": {"text": "a"}}
+
+
+@pytest.mark.parametrize("text", ["names=[a", "names={a: [}", 'text="a', "names={a: 1, a: 2}", "date=2020-13-45"])
+def test_an_override_that_is_no_yaml_is_named(text):
+    with pytest.raises(ConfigError, match=r"has no valid YAML value .*; put the text in quotes") as caught:
+        override({}, [text])
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_take_any_tree_that_yaml_gives(tmp_path):
+    """A bare date in a recipe is YAML's own type, which JSON does not have."""
+    (tmp_path / "c.yaml").write_text("kind: red\nplace: 2020-01-01\n")
+    with pytest.raises(ConfigError, match=r"place = datetime\.date"):
+        build(Outer, override(load_yaml(tmp_path / "c.yaml"), ["count=4"]))
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -109,7 +130,11 @@ def test_yaml_round_trip(config, tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"a: [1", "not valid"), (b"- 1\n- 2", "holds list"), (b"\xff\xfe\x00a", "not valid"), (b"", "holds None")],
+    [
+        (b"a: [1", "not valid"), (b"- 1\n- 2", "holds list"), (b"\xff\xfe\x00a", "not valid"), (b"", "holds None"),
+        (b"steps: 1\nseed: 0\nsteps: 2", "key 'steps' occurs twice"), (b"a: {b: 1, b: 2}", "key 'b' occurs twice"),
+        (b"a: 2020-13-45", "not valid"),
+    ],
 )
 def test_bad_files_are_named(content, said, tmp_path):
     path = tmp_path / "c.yaml"

@@ -30,10 +30,13 @@ def convert(
         backbone: what the prompt belongs to; needed for PEFT prefixes whose config has no geometry.
 
     Raises:
-        ArtifactError: the source does not load, PEFT cannot serve the prompt, or `target` holds other things.
+        ArtifactError: the source does not load, PEFT cannot serve the prompt, `target` holds other things, or it is
+            the source and the form keeps less.
     """
     if to not in ("peft", "foreword"):
         raise ArtifactError(f"to = {to!r} is not a form of artefact{nearest(to, ('peft', 'foreword'))}")
+    if to == "peft" and Path(source).expanduser().resolve() == Path(target).expanduser().resolve():
+        raise ArtifactError(f"{target} is the source too, and PEFT's files keep less; give another directory")
     prompt = load_prompt(source, backbone, unfolded=to == "foreword")
     if to == "foreword":
         return save_prompt(prompt, target, backbone)

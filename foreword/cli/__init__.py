@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from foreword import __version__
 from foreword.cli.command import Parser
 from foreword.cli.compose import add_average, add_concatenate, add_ensemble, add_inspect
+from foreword.cli.export import add_export, add_gateway
 from foreword.cli.grid import add_check, add_grid, add_try
 from foreword.cli.learn import add_demo, add_pretrain, add_train
 from foreword.cli.serve import add_keys, add_serve
@@ -56,6 +57,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_try(commands)
     add_serve(commands)
     add_keys(commands)
+    add_export(commands)
+    add_gateway(commands)
     for add in (add_ensemble, add_concatenate, add_average, add_inspect):
         add(commands)
     return parser

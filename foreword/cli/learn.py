@@ -46,6 +46,8 @@ def _train(arguments: argparse.Namespace) -> int:
 
     if arguments.gang:
         return _train_gang(arguments)
+    if arguments.resume and arguments.out:
+        raise ConfigError(f"--out {arguments.out!r} does not go with --resume, which goes on in its own directory")
     shortcuts = {"task": arguments.task, "backbone.source": arguments.backbone, "run_dir": arguments.out}
     config = settle(arguments.settings, {**shortcuts, "seed": arguments.seed}, arguments.resume)
     if arguments.dry_run:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from foreword.cli.command import add_command
@@ -70,7 +71,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
     texts, names = _rows(arguments)
     backbone = load_backbone(arguments.backbone, dtype=arguments.dtype)
-    loaded = {name: _load_words(name, backbone) or load_prompt(name, backbone) for name in dict.fromkeys(names) if name}
+    wanted = [name for name in dict.fromkeys(names) if name is not None]
+    loaded = {name: _load_words(name, backbone) or load_prompt(name, backbone) for name in wanted}
     outputs = generate(
         backbone, texts, [loaded.get(name) for name in names], max_new_tokens=arguments.max_new_tokens,
         num_beams=arguments.beams, do_sample=arguments.sample, seed=arguments.seed,
@@ -119,6 +121,8 @@ def _input_rows(arguments: argparse.Namespace) -> tuple[list[str], list[str | No
         raise DataError(f'{arguments.input!r} holds no rows; write lines like {{"text": "..."}}')
     for number, row in rows:
         where = f"{arguments.input!r} row {number}"
+        if mistyped := [key for key in row if key != "prompt" and get_close_matches(key, ["prompt"], cutoff=0.82)]:
+            raise DataError(f"{where} has field {mistyped[0]!r}; did you mean 'prompt'?")
         texts.append(filled(pick(row, "text", where), where, "text"))
         names.append(row.get("prompt", default))
         if names[-1] is not None and not isinstance(names[-1], str):

@@ -16,7 +16,8 @@ class TextFormat:
         name: the format's name in `FORMATS`.
         before_source, after_source, before_target, after_target: literal text, tokenised with its neighbour.
         separator: what ends the source: the tokenizer's `bos` or `eos` token, or `none`.
-        lead: start the source with the tokens that the tokenizer itself would put first (Llama's and BART's BOS).
+        lead: start the source with the tokens that the tokenizer itself would put first (Llama's and BART's BOS); an
+            encoder-decoder's target too, as its decoder was pretrained and as `forced_bos_token_id` generates.
     """
 
     name: str
@@ -100,7 +101,7 @@ def encode_source(tokenizer: Any, text: str, form: TextFormat, max_source: int |
 
 
 def encode_target(tokenizer: Any, text: str, form: TextFormat, max_target: int | None = None) -> tuple[int, ...]:
-    """Return the target's tokens and EOS, at most `max_target` in all; EOS survives the cut.
+    """Return the target's tokens and EOS, at most `max_target` after a lead; EOS survives the cut.
 
     Raises:
         DataError: the target is empty or white space.
@@ -154,8 +155,9 @@ def _targets(
         if not ids:
             raise DataError(f"record {record.id!r}: target {record.targets[0]!r:.60} has no token in this tokenizer")
     eos = _special(tokenizer, "eos")
+    lead = _lead(tokenizer, form) if form.name == "seq2seq" else ()
     keep = None if limit is None else limit - 1
-    return [(*ids[:keep], eos) for ids in rows], _longer(rows, keep)
+    return [(*lead, *ids[:keep], eos) for ids in rows], _longer(rows, keep)
 
 
 def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

@@ -1,15 +1,16 @@
 """One evaluation, readable top to bottom: what a run or a saved prompt scores, beside the untouched backbone."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from foreword.backbone import Backbone
+from foreword.config import check_seed
 from foreword.errors import ConfigError
 from foreword.evaluate.metrics import check_metrics
 from foreword.evaluate.runner import Forgetting, Scores, check_forgetting, write_scores
 from foreword.evaluate.runner import evaluate as score_generator
-from foreword.evaluate.subject import Tell, load_subjects, read_run, text_loss, unrelated_texts
+from foreword.evaluate.subject import Subject, Tell, load_subjects, read_run, text_loss, unrelated_texts
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.tasks import get_task
 from foreword.tasks.task import Task
@@ -73,15 +74,19 @@ def evaluate(
         tell: called with the subject's name, the texts done and their total.
 
     Raises:
-        ConfigError: the task or the backbone is not known, or a metric of the task is not.
+        ConfigError: the task, the backbone or a metric of the task is not known, or a number is out of range.
         DataError: the task or its split cannot be loaded.
         ArtifactError: nothing can be loaded from `source`.
         PromptError: the prompt does not belong to the backbone.
     """
+    check_seed(seed)
+    for name, value, least in (("batch_size", batch_size, 1), ("resamples", resamples, 0)):
+        if value < least:
+            raise ConfigError(f"{name} = {value!r} must be at least {least}")
     task = _task(task, source)
     check_metrics(task.metrics)
     task.load(split, 1)  # a missing file is said before a model is loaded
-    plain, subject = load_subjects(source, backbone)
+    plain, subject = (_cut_as_trained(one, task) for one in load_subjects(source, backbone))
     texts = unrelated_texts()
     before = text_loss(plain.backbone, texts)
 
@@ -93,6 +98,11 @@ def evaluate(
     forgetting = check_forgetting(lambda _: before, lambda given: text_loss(subject.backbone, given), texts)
     name = str(source) if isinstance(source, str | Path) else subject.name
     return Evaluation(name, scores, predictions, forgetting)
+
+
+def _cut_as_trained(subject: Subject, task: Task) -> Subject:
+    """Return the subject with the task's truncation where it has none of its own, as training does it."""
+    return subject if subject.max_source is not None else replace(subject, max_source=task.max_source)
 
 
 def _task(task: str | Task | None, source: object) -> Task:

@@ -146,7 +146,7 @@ def load_subjects(
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone or _known_backbone(source, run, prompt))
     form = run.data.format if run is not None else prompt.format if prompt is not None else None
-    limit = run.data.max_source if run is not None else None
+    limit = run.data.max_source if run is not None else _trained_limit(prompt)
     untouched = Subject("untouched", backbone, None, form, limit)
     prompt.check_backbone(backbone)
     return untouched, Subject(f"{prompt.spec.kind} {prompt.length}", backbone, prompt.to(backbone.device), form, limit)
@@ -191,6 +191,12 @@ def _prompt(source: str | Path | SoftPrompt, run: RunConfig | None) -> SoftPromp
 def _known_backbone(source: object, run: RunConfig | None, prompt: SoftPrompt | None) -> str:
     named = run.backbone.source if run is not None else (prompt.meta.get("source") if prompt is not None else None)
     return named or _unknown(source)
+
+
+def _trained_limit(prompt: SoftPrompt) -> int | None:
+    """Return the truncation of sources that a saved prompt's recipe names."""
+    data = (prompt.meta.get("recipe") or {}).get("data")
+    return data.get("max_source") if isinstance(data, dict) else None
 
 
 def _unknown(source: object) -> str:

@@ -5,17 +5,20 @@ in attention), its soft tokens among the text, and the positions.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from foreword.backbone import Backbone
 from foreword.baselines.autoprompt.trigger import Trigger
+from foreword.config import check_seed
 from foreword.data.examples import encode_source, get_format
 from foreword.errors import ConfigError, PromptError
 from foreword.prompts.bank import PrefixKV
-from foreword.prompts.batch import Row, pack, place_inline, realise_all
+from foreword.prompts.batch import Row, check_tokens, pack, place_inline, realise_all
 from foreword.prompts.inject import activate
 from foreword.prompts.padded import pad, pad_targets
 from foreword.prompts.soft_prompt import Realised, SoftPrompt
@@ -56,7 +59,7 @@ def generate(
 
     Raises:
         PromptError: a prompt does not fit the backbone or the row's length.
-        ConfigError: an option that GenerationConfig does not know.
+        ConfigError: an option that GenerationConfig does not know, or a value that it cannot take.
     """
     rows, given = make_rows(backbone, texts, prompts)
     if bad_words:
@@ -81,11 +84,12 @@ def generate_ids(
 
     Rows of similar length share a batch; the order of the result is that of `rows`.
     """
-    _check_options(options)
+    _check_options(options, seed, batch_size)
+    options = {**options, **_stopping(backbone, options)}
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].source))
     size = batch_size or max(len(rows), 1)
     made: list[list[int]] = [[] for _ in rows]
-    with _evaluating(prompts), _seeded(seed, backbone.device):
+    with _evaluating(prompts), _sampling(bool(options.get("do_sample")), seed, backbone.device):
         realised = realise_all(backbone, prompts)
         _check_sources(backbone, rows, realised)
         for start in range(0, len(order), size):
@@ -116,17 +120,25 @@ def logits(
         PromptError: an encoder-decoder without targets, or a prompt that does not fit.
     """
     rows, given = make_rows(backbone, texts, prompts)
+    if not rows:
+        return []
     with _evaluating(given):
         realised = realise_all(backbone, given)
         if not backbone.is_encoder_decoder:
             return _decoder_logits(backbone, rows, realised)
         if targets is None:
             raise PromptError("logits of an encoder-decoder are those of a target; pass targets=[...]")
-        tokenise = backbone.tokenizer
-        full = [
-            Row(row.source, (tuple(tokenise(text).input_ids),)) for row, text in zip(rows, targets, strict=True)
-        ]
-        return _target_logits(backbone, full, realised)
+        return _target_logits(backbone, _with_targets(backbone, rows, targets), realised)
+
+
+def _with_targets(backbone: Backbone, rows: Sequence[Row], targets: Sequence[str]) -> list[Row]:
+    _check_texts(targets, "targets")
+    if len(targets) != len(rows):
+        raise PromptError(f"{len(rows)} texts but {len(targets)} targets; give one target for each text")
+    made = [Row(row.source, (tuple(backbone.tokenizer(t).input_ids),)) for row, t in zip(rows, targets, strict=True)]
+    if empty := [number for number, row in enumerate(made) if not row.targets[0]]:
+        raise PromptError(f"target {empty[0]} has no token, so it has no logits; give it at least one")
+    return made
 
 
 def make_rows(
@@ -135,16 +147,28 @@ def make_rows(
     """Return token rows and one prompt a row, each text in its prompt's format.
 
     Raises:
-        PromptError: the number of prompts is not the number of texts.
+        PromptError: the number of prompts is not the number of texts, or something is no text or no prompt.
     """
-    if isinstance(texts, str):
-        raise PromptError("texts is one string; pass a list of strings")
-    if prompts is None or isinstance(prompts, SoftPrompt | PrefixKV | Trigger):
+    _check_texts(texts, "texts")
+    if isinstance(prompts, str | Path):
+        raise PromptError(f"prompts = {str(prompts)!r} is a name, not a prompt; load it with load_prompt")
+    if prompts is None or isinstance(prompts, SoftPrompt | PrefixKV | Realised | Trigger):
         prompts = [prompts] * len(texts)
     if len(prompts) != len(texts):
         raise PromptError(f"{len(texts)} texts but {len(prompts)} prompts; give one prompt (or None) for each text")
+    for number, prompt in enumerate(prompts):
+        if prompt is not None and not isinstance(prompt, SoftPrompt | PrefixKV | Realised | Trigger):
+            raise PromptError(f"prompts[{number}] = {prompt!r:.60} is no prompt; load a saved one with load_prompt")
     rows = [_row(backbone, text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
     return rows, [None if isinstance(prompt, Trigger) else prompt for prompt in prompts]
+
+
+def _check_texts(texts: Sequence[str], name: str) -> None:
+    if isinstance(texts, str):
+        raise PromptError(f"{name} is one string; pass a list of strings")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise PromptError(f"{name}[{number}] = {text!r:.60} is a {type(text).__name__}, not a text")
 
 
 def _row(backbone: Backbone, text: str, prompt: Prompt) -> Row:
@@ -178,19 +202,22 @@ def _generate_batch(
             inputs["encoder_outputs"] = backbone.model.get_encoder()(**inputs)
             for name in ("input_ids", "inputs_embeds"):
                 inputs.pop(name, None)
+        fixed = {"pad_token_id": backbone.tokenizer.pad_token_id, "disable_compile": True}
         try:
-            out = backbone.model.generate(
-                **inputs, pad_token_id=backbone.tokenizer.pad_token_id, disable_compile=True, **options
-            )
+            out = backbone.model.generate(**inputs, **{**fixed, **options})
         except (ValueError, TypeError) as error:
-            if "model_kwargs" in str(error) or "unexpected keyword" in str(error):
-                raise ConfigError(f"generation option not known: {' '.join(str(error).split())}") from None
-            if "inputs_embeds" in inputs and "inputs_embeds" in str(error):
+            said = " ".join(str(error).split())
+            if "model_kwargs" in said or "unexpected keyword" in said:
+                raise ConfigError(f"generation option not known: {said}") from None
+            if "inputs_embeds" in inputs and "inputs_embeds" in said:
                 name = type(backbone.model).__name__
                 raise PromptError(f"Transformers' {name} generates from token ids only, not with soft tokens") from None
+            if isinstance(error, ValueError):  # how Transformers refuses an option's value
+                raise ConfigError(f"generation options cannot work: {said}") from error
             raise
     skip = inputs["input_ids"].shape[1] if "input_ids" in inputs else int(backbone.is_encoder_decoder)
-    return [_until_stop(ids, _stop_ids(backbone, options)) for ids in out[:, skip:].tolist()]
+    stop, pad_id = _stop_ids(backbone, options), fixed["pad_token_id"] if options.get("stop_strings") else None
+    return [_until_stop(ids, stop, pad_id) for ids in out[:, skip:].tolist()]
 
 
 def _check_embedded(options: dict[str, Any]) -> None:
@@ -206,15 +233,40 @@ def _check_sources(backbone: Backbone, rows: Sequence[Row], realised: Sequence[R
     for number, (row, prompt) in enumerate(zip(rows, realised, strict=True)):
         if not place_inline(row.source, prompt, bos, row.tail)[0]:
             raise PromptError(f"text {number} has no token to start from; give it at least one")
+        check_tokens(backbone, row.source, f"text {number}")
 
 
-def _check_options(options: dict[str, Any]) -> None:
+def _check_options(options: dict[str, Any], seed: int | None, batch_size: int | None) -> None:
     """Refuse what does not give one sequence a row."""
+    if seed is not None:
+        check_seed(seed)
+    for name, value in {"batch_size": batch_size, "num_beams": options.get("num_beams")}.items():
+        if value is not None and value < 1:
+            raise ConfigError(f"{name} = {value!r} must be at least 1")
     if (options.get("num_return_sequences") or 1) > 1 or options.get("return_dict_in_generate"):
         raise ConfigError("num_return_sequences and return_dict_in_generate do not fit one text a row; repeat the text")
     new_len = options.get("max_new_tokens")
     if new_len is not None and new_len < 1:
         raise ConfigError(f"max_new_tokens = {new_len!r} must be at least 1")
+
+
+def ending_ids(backbone: Backbone) -> list[int]:
+    """Return the ids that end an answer, offline and when served: the generation config's, and the tokenizer's EOS.
+
+    Every target ends with the tokenizer's EOS (law 10), which the model's generation config may not know.
+    """
+    known, eos = backbone.model.generation_config.eos_token_id, backbone.tokenizer.eos_token_id
+    ids = set() if known is None else set(known) if isinstance(known, list) else {known}
+    return sorted(ids | ({eos} if eos is not None else set()))
+
+
+def _stopping(backbone: Backbone, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options by which a row stops where Transformers alone would not: all endings, and a tokenizer."""
+    made: dict[str, Any] = {"tokenizer": backbone.tokenizer} if options.get("stop_strings") else {}
+    endings, known = ending_ids(backbone), backbone.model.generation_config.eos_token_id
+    if "eos_token_id" not in options and endings not in ([], [known], known):
+        made["eos_token_id"] = endings
+    return made
 
 
 def _stop_ids(backbone: Backbone, options: dict[str, Any]) -> set[int]:
@@ -224,10 +276,16 @@ def _stop_ids(backbone: Backbone, options: dict[str, Any]) -> set[int]:
     return set(stop) if isinstance(stop, list) else {stop}
 
 
-def _until_stop(ids: list[int], stop: set[int]) -> list[int]:
-    """Return ids up to and with the first stopping token; what follows is padding."""
+def _until_stop(ids: list[int], stop: set[int], pad_id: int | None = None) -> list[int]:
+    """Return ids up to and with the first stopping token; what follows is padding.
+
+    With `pad_id`, padding at the end goes too: a row that a stop string ended has no stopping token.
+    """
     end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
-    return ids[: end + 1]
+    ids = ids[: end + 1]
+    while pad_id is not None and pad_id not in stop and ids and ids[-1] == pad_id:
+        ids.pop()
+    return ids
 
 
 def _bad_word_ids(backbone: Backbone, words: Sequence[str]) -> list[list[int]]:
@@ -282,15 +340,22 @@ def _evaluating(prompts: Sequence[Prompt]) -> Iterator[None]:
             prompt.train()
 
 
+_ONE_SAMPLER = threading.Lock()
+
+
 @contextlib.contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    """Transformers samples from torch's global generator: seed it inside and put its state back after."""
-    if seed is None:
+def _sampling(samples: bool, seed: int | None, device: torch.device) -> Iterator[None]:
+    """Transformers samples from torch's global generator: seed it inside and put its state back after.
+
+    All threads share that generator, so those that sample take turns; greedy and beam search never wait.
+    """
+    if not samples:
         yield
         return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with _ONE_SAMPLER, contextlib.ExitStack() as stack:
+        if seed is not None:
+            stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+            torch.manual_seed(seed)
         yield
 
 

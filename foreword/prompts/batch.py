@@ -102,7 +102,31 @@ def realise_all(
 def _realised(backbone: Backbone, prompt: SoftPrompt | PrefixKV | Realised) -> Realised:
     if isinstance(prompt, Realised):
         return prompt
-    return Realised(prefix=prompt) if isinstance(prompt, PrefixKV) else prompt.realise(backbone)
+    if not isinstance(prompt, PrefixKV):
+        return prompt.realise(backbone)
+    for states in (prompt.states, prompt.infix):
+        for site, (key, value) in states.items():
+            shape = backbone.geometry.sites.get(site)
+            if shape is None or (key.shape[0], key.shape[2], value.shape[2]) != shape.widths:
+                raise PromptError(
+                    f"this prefix does not fit backbone {backbone.source!r} (at {site[0]} layer {site[1]}); use the "
+                    "backbone that it was compiled for"
+                )
+    return Realised(prefix=prompt)
+
+
+def check_tokens(backbone: Backbone, ids: Sequence[int], where: str) -> None:
+    """Raise where the tokenizer gives an id for which the backbone has no embedding.
+
+    Raises:
+        PromptError: it names `where`, the token and the fix.
+    """
+    known = backbone.model.get_input_embeddings().weight.shape[0]
+    if ids and (worst := max(ids)) >= known:
+        raise PromptError(
+            f"{where} has token {backbone.tokenizer.decode([worst])!r} with id {worst}, the backbone has {known} "
+            "embeddings; use the model's own tokenizer, or model.resize_token_embeddings before training"
+        )
 
 
 def place_inline(

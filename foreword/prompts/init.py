@@ -139,10 +139,23 @@ def _tokens(
         return _repeat(ids, prompt.length, f"init.text = {text!r}"), f"the words {text!r} ({len(ids)} tokens)"
     if name == "data":
         return _real_text(prompt.length, generator, training_ids), "real training text"
-    return sample_vocabulary(backbone, prompt.length, init.top_tokens, generator), (
-        "the class labels, then sampled vocabulary" if name == "labels" else
-        f"tokens sampled from the {init.top_tokens} most common"
-    )
+    sampled = sample_vocabulary(backbone, prompt.length, init.top_tokens, generator)
+    if name == "labels":
+        labels = [token for ids in _label_ids(backbone, init) for token in ids][: prompt.length]
+        sampled[: len(labels)] = torch.tensor(labels)
+        return sampled, "the class labels, then sampled vocabulary"
+    return sampled, f"tokens sampled from the {init.top_tokens} most common"
+
+
+def _label_ids(backbone: Backbone, init: InitSpec) -> list[list[int]]:
+    """Return the tokens of each class label."""
+    made = [backbone.tokenizer(label, add_special_tokens=False).input_ids for label in init.labels]
+    for row, ids in enumerate(made):
+        if not ids:
+            raise PromptError(
+                f"init.labels[{row}] = {init.labels[row]!r} has no token in this vocabulary; give another label"
+            )
+    return made
 
 
 def sample_vocabulary(
@@ -167,10 +180,7 @@ def _label_embeddings(
     """
     ids = sample_vocabulary(backbone, prompt.length, init.top_tokens, generator)
     embeds = backbone.embed(ids.to(backbone.device)).clone()
-    for row, label in enumerate(init.labels[: prompt.length]):
-        tokens = backbone.tokenizer(label, add_special_tokens=False).input_ids
-        if not tokens:
-            raise PromptError(f"init.labels[{row}] = {label!r} has no token in this vocabulary; give another label")
+    for row, tokens in enumerate(_label_ids(backbone, init)[: prompt.length]):
         embeds[row] = backbone.embed(torch.tensor(tokens, device=backbone.device)).mean(0)
     return embeds
 

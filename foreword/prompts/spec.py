@@ -1,5 +1,6 @@
 """What a soft prompt is: its kind, length, placement, reparametrisation and initialisation. No tensors here."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,8 +22,8 @@ class InitSpec:
             (their released code); `vocabulary` rows of the `top_tokens` most common tokens, without replacement;
             `labels` class-label embeddings, the rest from the vocabulary; `words` the input embeddings of `text`;
             `activations` the keys and values of `text` at every layer; `data` the keys and values of real training
-            text; `artifact` another saved prompt. `auto` is `data` for prefixes and infixes when training text is
-            at hand (else `activations` of a neutral phrase) and `vocabulary` for prompts.
+            text; `artifact` another saved prompt. `auto` is `data` for prefixes when training text is at hand (else
+            `activations` of a neutral phrase) and `vocabulary` for prompts and infixes.
         std: standard deviation of `normal`; None takes the embedding table's own.
         text: words for `words` and `activations`.
         labels: class labels for `labels`.
@@ -48,8 +49,12 @@ class InitSpec:
         needs = {"words": "text", "activations": "text", "artifact": "artifact", "labels": "labels"}
         if self.name in needs and not getattr(self, needs[self.name]):
             raise ConfigError(f"init.{needs[self.name]} is empty; init.name = {self.name!r} needs it")
-        if self.std is not None and self.std <= 0:
-            raise ConfigError(f"init.std = {self.std!r} must be positive")
+        for name in ("std", "fit_learning_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"init.{name} = {value!r} must be positive and finite")
+        if self.fit_steps < 0:
+            raise ConfigError(f"init.fit_steps = {self.fit_steps!r} must not be negative")
         if self.top_tokens < 1:
             raise ConfigError(f"init.top_tokens = {self.top_tokens!r} must be at least 1")
 
@@ -105,6 +110,8 @@ class PromptSpec:
             )
         if self.stacks is not None and not self.stacks:
             raise ConfigError("prompt.stacks is empty; name at least one of decoder, encoder, cross, or leave it out")
+        if self.layers is not None and not self.layers:
+            raise ConfigError("prompt.layers is empty; name at least one layer, from 0, or leave it out for all")
 
     @property
     def is_leading(self) -> bool:

@@ -3,7 +3,7 @@
 import threading
 
 from foreword.backbone import Backbone
-from foreword.generate.offline import text_row
+from foreword.generate.offline import ending_ids, text_row
 
 
 class Words:
@@ -24,10 +24,3 @@ class Words:
         with self._lock:
             row = text_row(self._backbone, prompt, text_format)
         return row.source, row.tail
-
-
-def ending_ids(backbone: Backbone) -> list[int]:
-    """Return the ids that end an answer: as the model's generation config says, or the tokenizer's EOS."""
-    given = backbone.model.generation_config.eos_token_id
-    given = backbone.tokenizer.eos_token_id if given is None else given
-    return [] if given is None else list(given) if isinstance(given, list) else [given]

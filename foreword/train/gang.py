@@ -32,7 +32,8 @@ def load_gang(path: str | Path) -> list[RunConfig]:
     members = tree.pop("gang", None)
     if not isinstance(members, list) or not all(isinstance(member, dict) for member in members) or not members:
         raise ConfigError(f"{str(path)!r} has no list 'gang' of mappings; give one entry a member")
-    trees = [override(tree, [f"{field}={json.dumps(value)}" for field, value in member.items()]) for member in members]
+    changes = [[f"{field}={json.dumps(value, default=str)}" for field, value in member.items()] for member in members]
+    trees = [override(tree, change) for change in changes]
     return [build(RunConfig, tree) for tree in trees]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from foreword.backbone import Backbone, load_backbone
 from foreword.data.examples import Example, TextFormat, get_format, tokenise
 from foreword.data.records import Record, add_words, digest
-from foreword.errors import ForewordError
+from foreword.errors import DataError, ForewordError
 from foreword.prompts.spec import PromptSpec
 from foreword.tasks import get_task
 from foreword.train.dev import Evaluator
@@ -139,7 +139,7 @@ def load_data(config: RunConfig, backbone: Backbone) -> TrainData:
     """
     task, wanted = get_task(config.task), config.data
     form = get_format(wanted.format, backbone.is_encoder_decoder)
-    limits = (wanted.max_source or task.max_source, wanted.max_target or task.max_target)
+    limits = wanted.limits(task.max_source, task.max_target)
     records = _worded(task.load("train", wanted.limit), wanted.words)
     shown = records[:8] if config.method == "written" else records  # nothing trains: a few rows for a rehearsal
     train_rows = tokenise(shown, backbone.tokenizer, form, *limits).examples
@@ -174,6 +174,10 @@ def run_all(backbone: Backbone, runs: Sequence[Run], world: World, progress: boo
 
 def _examples(data: Iterable[Record] | Sequence[Example], backbone: Backbone, form: TextFormat) -> list[Example]:
     items = list(data)
-    if not items or isinstance(items[0], Example):
+    kinds = {type(item) for item in items}
+    if not kinds <= {Example} and not kinds <= {Record}:
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        raise DataError(f"data holds {names}; give Records, as in Record('source', ('target',)), or Examples")
+    if not items or kinds == {Example}:
         return items
     return tokenise(items, backbone.tokenizer, form).examples

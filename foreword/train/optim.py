@@ -46,13 +46,15 @@ class OptimConfig:
     scale_by_parameter: bool = False
 
     def __post_init__(self) -> None:
-        if self.lr is not None and not self.lr > 0:
-            raise ConfigError(f"optim.lr = {self.lr!r} must be positive")
+        for field in ("lr", "beta2_exponent", "update_clip"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"optim.{field} = {value!r} must be positive and finite")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ConfigError(f"optim.betas = {self.betas!r} must be in [0, 1)")
-        for field in ("weight_decay", "clip", "step_offset"):
+        for field in ("weight_decay", "clip", "step_offset", "eps"):
             value = getattr(self, field)
-            if value is not None and value < 0:
+            if value is not None and not value >= 0:
                 raise ConfigError(f"optim.{field} = {value!r} must not be negative")
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,14 +127,23 @@ class RunRecord:
                 _remove(path)
 
 
-def read_latest(run_dir: str | Path) -> Checkpoint | None:
+def read_latest(run_dir: str | Path, needs: Collection[str] = ()) -> Checkpoint | None:
     """Return the newest checkpoint of a run, or None.
+
+    Args:
+        run_dir: the run directory.
+        needs: what its state must hold.
 
     Raises:
         TrainingError: it is damaged.
     """
     saved = _steps(Path(run_dir) / CHECKPOINTS)
-    return _read_directory(saved[-1]) if saved else None
+    if not saved:
+        return None
+    found = _read_directory(saved[-1])
+    if missing := sorted({"step", "metrics_bytes", *needs} - found.state.keys()):
+        raise _damaged(saved[-1], f"{STATE} lacks {', '.join(missing)}")
+    return found
 
 
 def read_best(run_dir: str | Path, name: str) -> dict[str, Tensor]:
@@ -219,11 +228,15 @@ def _write_directory(path: Path, tensors: Mapping[str, Tensor], state: Mapping[s
 def _read_directory(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        if not isinstance(state, dict):
+            raise ValueError(f"{STATE} holds {type(state).__name__}, not a mapping")
         return Checkpoint(load_file(path / TENSORS), state)
     except (OSError, ValueError, SafetensorError) as error:
-        raise TrainingError(
-            f"checkpoint {str(path)!r} is damaged ({error}); delete it to go on from an older one"
-        ) from None
+        raise _damaged(path, str(error)) from None
+
+
+def _damaged(path: Path, what: str) -> TrainingError:
+    return TrainingError(f"checkpoint {str(path)!r} is damaged ({what}); delete it to go on from an older one")
 
 
 def _remove(path: Path) -> None:

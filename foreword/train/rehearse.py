@@ -14,7 +14,7 @@ from foreword.train.job import load_data, load_frozen
 from foreword.train.loss import target_loss
 from foreword.train.parallel import World
 from foreword.train.record import read_config
-from foreword.train.run import make_learner
+from foreword.train.run import check_dev, check_rows, make_learner
 from foreword.train.run_config import RunConfig, resolve
 from foreword.train.step import make_pass
 from foreword.train.trigger_run import load_readable, measure, prepare, refuse_unused
@@ -103,6 +103,8 @@ def rehearse(config: RunConfig) -> Rehearsal:
     limit = config.data.limit if config.method == "written" else REHEARSED_RECORDS  # examples are drawn from all
     few = dataclasses.replace(config.data, limit=limit, dev_limit=REHEARSED_RECORDS)
     data = load_data(dataclasses.replace(config, data=few), backbone)
+    check_dev(config, data, None)
+    check_rows(config, backbone, data)
     learner, init = make_learner(config, backbone, data)
     learner.training(False)
     examples = data.train[:REHEARSED_RECORDS]

@@ -14,7 +14,8 @@ from foreword.baselines.methods import make_baseline
 from foreword.config import to_dict
 from foreword.data.examples import Example, TextFormat
 from foreword.data.records import Record
-from foreword.errors import TrainingError
+from foreword.errors import ConfigError, DataError, TrainingError, nearest
+from foreword.prompts.batch import check_tokens
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.train.dev import Best, Evaluator, evaluate_step
 from foreword.train.learner import Learner, PromptLearner
@@ -24,6 +25,9 @@ from foreword.train.record import ARTIFACT, Checkpoint, RunRecord, peak_bytes, r
 from foreword.train.run_config import Recipe
 from foreword.train.step import StepReport, Trainee
 from foreword.train.track import Sink, open_sinks
+
+STATE_FIELDS = ("optimiser_steps", "sampler", "best", "stopped", "final_loss", "data", "backbone")
+"""What the state of a checkpoint holds; see `Run._save`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +83,42 @@ def make_learner(recipe: Recipe, backbone: Backbone, data: TrainData) -> tuple[L
     return learner, f"init {report.name}: {report.detail} (fit error {report.error:.2g})"
 
 
+def check_dev(recipe: Recipe, data: TrainData, evaluator: Evaluator | None) -> None:
+    """Raise where the dev evaluations could not decide anything: said now, not at the first of them.
+
+    Raises:
+        ConfigError: `dev.metric` is a score that nobody computes.
+    """
+    if recipe.dev.every and evaluator is None and (recipe.dev.metric != "loss" or not data.dev):
+        known = ["loss"] if data.dev else []
+        why = nearest(recipe.dev.metric, known) if known else "; there are no dev rows, give some or set dev.every to 0"
+        raise ConfigError(f"dev.metric = {recipe.dev.metric!r} is not among the scores{why}")
+
+
+def check_rows(recipe: Recipe, backbone: Backbone, data: TrainData) -> None:
+    """Raise where a row cannot fit the backbone's positions or embeddings: said before the first step.
+
+    Raises:
+        DataError: it names the record that is too long, and what shortens it.
+        PromptError: it names the record with a token that the backbone lacks.
+    """
+    for row in (*data.train, *data.dev):
+        check_tokens(backbone, row.source_ids + row.target_ids, f"record {row.record_id!r}")
+    limit = backbone.geometry.max_positions
+    soft, inline = (recipe.prompt.length, recipe.prompt.kind != "prefix") if recipe.method == "prompt" else (0, False)
+    if limit is None or recipe.method == "written" or soft >= limit:  # `make_prompt` refuses that length itself
+        return
+    for split, rows in (("train", data.train), ("dev", data.dev)):
+        for number, row in enumerate(rows):
+            source, target = len(row.source_ids), len(row.target_ids)
+            total = max(source + inline * soft, target) if backbone.is_encoder_decoder else soft + source + target - 1
+            if total > limit:
+                raise DataError(
+                    f"record {row.record_id or f'#{number}'} of {split}: prompt and text take {total} positions, the "
+                    f"backbone has {limit}; set data.max_source (this source has {source} tokens, its target {target})"
+                )
+
+
 @dataclass(eq=False)
 class Run:
     """One learner's run: what surrounds its steps. Kept in memory where `run_dir` is None.
@@ -102,6 +142,8 @@ class Run:
     stopped: bool = False
 
     def __post_init__(self) -> None:
+        check_dev(self.recipe, self.data, self.evaluator)
+        check_rows(self.recipe, self.backbone, self.data)
         self.learner, self.init_line = make_learner(self.recipe, self.backbone, self.data)
         self.trainee = Trainee(self.learner, self.data.train, self.recipe, self.world, self.data.tail)
         self.world.share(self.trainee.parameters)
@@ -121,7 +163,7 @@ class Run:
         """Go to the newest checkpoint if there is one, and open what is written to."""
         self.display, self.started = display, time.monotonic()
         if self.run_dir is not None:
-            checkpoint = read_latest(self.run_dir)
+            checkpoint = read_latest(self.run_dir, STATE_FIELDS)
             self._restore(checkpoint)
             self.world.wait()  # nobody writes before everybody has read
             if self.world.is_first:

@@ -1,6 +1,7 @@
 """The configuration of one training run, composed of the dataclasses that live beside the code they configure."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,7 +13,7 @@ from foreword.baselines.fine_tune import FineTuneSpec
 from foreword.baselines.lora import LoraSpec
 from foreword.baselines.top_layers import TopLayersSpec
 from foreword.baselines.written import WrittenSpec
-from foreword.config import build, load_yaml, to_dict
+from foreword.config import build, check_seed, load_yaml, to_dict
 from foreword.data.batches import BatchConfig
 from foreword.errors import ConfigError
 from foreword.prompts.spec import PromptSpec
@@ -54,6 +55,18 @@ class DataConfig:
     max_source: int | None = None
     max_target: int | None = None
     words: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 1), ("dev_limit", 1), ("max_source", 1), ("max_target", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"data.{name} = {value!r} must be at least {least}; leave it out for no limit")
+
+    def limits(self, max_source: int | None, max_target: int | None) -> tuple[int | None, int | None]:
+        """Return the truncation of sources and targets: as set here, else the task's."""
+        chosen = (self.max_source, max_source), (self.max_target, max_target)
+        source, target = (theirs if own is None else own for own, theirs in chosen)
+        return source, target
 
 
 @dataclass(frozen=True)
@@ -172,8 +185,9 @@ class Recipe:
             raise ConfigError(f"steps = {self.steps} and epochs = {self.epochs} are both given; give one of them")
         for name in ("steps", "epochs", "log_every"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ConfigError(f"{name} = {value!r} must be positive")
+        check_seed(self.seed)
         if self.method != "prompt" and self.shard:
             raise ConfigError(f"shard = true splits frozen weights; it does not go with method {self.method!r}")
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from foreword.config import to_dict
 from foreword.errors import MissingExtraError
+from foreword.train.record import CHECKPOINTS
 from foreword.train.run_config import Recipe
 
 
@@ -45,10 +46,12 @@ class WandB:
 
     def __init__(self, run_dir: Path, recipe: Recipe, step: int) -> None:
         module = _import("wandb", "wandb")
-        settings: dict[str, Any] = {"id": run_dir.name, "resume": "allow"} if step else {}
+        known = _known_id(run_dir, "wandb", step)
+        settings: dict[str, Any] = {"id": known, "resume": "allow"} if known else {}
         self.run = module.init(
             project="foreword", name=run_dir.name, dir=str(run_dir), config=to_dict(recipe), **settings
         )
+        _keep_id(run_dir, "wandb", self.run.id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Take the scalars of one step."""
@@ -64,7 +67,9 @@ class MLflow:
 
     def __init__(self, run_dir: Path, recipe: Recipe, step: int) -> None:
         self.module = _import("mlflow", "mlflow")
-        self.run = self.module.start_run(run_name=run_dir.name, nested=True)
+        known = _known_id(run_dir, "mlflow", step)
+        self.run = self.module.start_run(run_id=known, run_name=run_dir.name, nested=True)
+        _keep_id(run_dir, "mlflow", self.run.info.run_id)
         self.module.log_dict(to_dict(recipe), "config.json", run_id=self.run.info.run_id)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -91,6 +96,18 @@ def open_sinks(run_dir: Path, recipe: Recipe, step: int = 0) -> list[Sink]:
         MissingExtraError: a tracker's library is not installed.
     """
     return [SINKS[name](run_dir, recipe, step) for name in recipe.track]
+
+
+def _known_id(run_dir: Path, library: str, step: int) -> str | None:
+    """Return the tracker's own name of the run that goes on from `step`; None for a run that starts."""
+    path = run_dir / CHECKPOINTS / f"{library}.id"
+    return path.read_text(encoding="utf-8") if step and path.is_file() else None
+
+
+def _keep_id(run_dir: Path, library: str, name: str) -> None:
+    """Keep the tracker's name of a run beside its checkpoints, so that a resumed run's curves go on in one piece."""
+    (run_dir / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    (run_dir / CHECKPOINTS / f"{library}.id").write_text(name, encoding="utf-8")
 
 
 def _import(module: str, library: str) -> ModuleType:

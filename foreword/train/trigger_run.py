@@ -35,6 +35,9 @@ from foreword.train.run import TrainResult
 from foreword.train.run_config import BackboneConfig, RunConfig
 from foreword.train.track import open_sinks
 
+STATE_FIELDS = ("labels", "best", "idle", "evaluations", "stopped", "final_loss", "data", "backbone")
+"""What the state of a checkpoint holds; see `TriggerRun._save`."""
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -95,9 +98,10 @@ def prepare(config: RunConfig, backbone: Backbone, labels: dict[str, tuple[int, 
         ConfigError: labels, words or template do not fit the task or the backbone.
     """
     task, wanted, spec = get_task(config.task), config.data, config.autoprompt
-    writer = make_writer(backbone, spec.template, wanted.format, wanted.max_source or task.max_source)
+    max_source, max_target = wanted.limits(task.max_source, task.max_target)
+    writer = make_writer(backbone, spec.template, wanted.format, max_source)
     names = label_names(spec, task.labels)
-    maker = RowMaker(backbone, writer, names, wanted.max_target or task.max_target)
+    maker = RowMaker(backbone, writer, names, max_target)
     records = task.load("train", wanted.limit)
     rows = maker.rows(records)
     dev = maker.rows(task.load(wanted.dev_split, wanted.dev_limit)) if config.dev.every else []
@@ -151,7 +155,7 @@ def run_trigger_search(
     refuse_unused(config)
     if world.size > 1 or evaluator is not None:
         raise ConfigError("method 'autoprompt' runs in one process and takes no evaluator; start it alone")
-    checkpoint = read_latest(config.run_dir)
+    checkpoint = read_latest(config.run_dir, STATE_FIELDS)
     backbone = load_readable(config.backbone)
     labels = _saved_labels(checkpoint)
     run = TriggerRun(config, prepare(config, backbone, labels), checkpoint)

@@ -32,8 +32,11 @@ def test_plain_format_has_the_tokenizers_own_lead(words):
 def test_seq2seq_ends_both_sides_with_eos(words):
     (example,) = tokenise([Record("a b", ("c",))], words, SEQ2SEQ).examples
     assert (example.source_ids, example.target_ids) == ((10, 11, 2), (12, 2))
-    words.lead = True  # BART puts BOS first
+    words.lead = True  # BART puts BOS first, in the target too: `forced_bos_token_id` generates it
     assert encode_source(words, "a b", SEQ2SEQ) == (1, 10, 11, 2)
+    assert encode_target(words, "c", SEQ2SEQ) == (1, 12, 2)
+    assert encode_target(words, "c a b", SEQ2SEQ, max_target=2) == (1, 12, 2)
+    assert encode_target(words, "c", PLAIN) == (12, 2)  # it stands in one sequence with its source
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -213,6 +213,41 @@ def unknown_dtype(b):
     return b.train("backbone.dtype=float31")
 
 
+@case("prompt.layers", "at least one layer")
+def no_layer(b):
+    return b.train("prompt.layers=[]")
+
+
+@case("seed = -1", "from 0")
+def negative_seed(b):
+    return b.train("--seed", "-1")
+
+
+@case("prompt.init.text=[a", "quotes")
+def override_that_is_not_yaml(b):
+    return b.train("prompt.init.text=[a")
+
+
+@case("'steps'", "twice")
+def field_given_twice_in_a_recipe(b):
+    return ["train", b.file("twice.yaml", b.recipe.read_text() + "steps: 9\n"), "--out", b.root / "out"]
+
+
+@case("init.std = nan", "finite")
+def standard_deviation_that_is_no_number(b):
+    return b.train("prompt.init.std=.nan")
+
+
+@case("data.max_source = 0", "at least 1")
+def truncation_of_the_whole_source(b):
+    return b.train("data.max_source=0")
+
+
+@case("dev.metric = 'bleu'", "loss")
+def dev_metric_that_nobody_computes(b):
+    return b.train("dev.every=4", "dev.metric=bleu")
+
+
 # --- backbones
 
 
@@ -317,7 +352,7 @@ def template_with_an_open_brace(b):
     return b.train("--task", task)
 
 
-@case("positions", "512")
+@case("record 1 of train", "positions", "512", "data.max_source")
 def text_longer_than_the_backbone(b):
     return b.train("--task", b.task(json.dumps({"word": "a" * 600, "answer": "b"}) + "\n"))
 
@@ -390,6 +425,29 @@ def manifest_that_is_cut_off(b):
     return b.generate("--prompt", path.parent)
 
 
+@case("prompt ''", "foreword.json")
+def empty_name_of_a_prompt(b):
+    return b.generate("--prompt", "")
+
+
+@case("source too", "another directory")
+def converting_onto_itself(b):
+    prompt = b.prompt()
+    return ["convert", prompt, prompt, "--to", "peft"]
+
+
+@case("state.json", "damaged")
+def resuming_from_half_a_checkpoint(b):
+    run = b.run()
+    (sorted(run.glob("checkpoints/step-*"))[-1] / "state.json").write_text("{}")
+    return ["train", "--resume", run]
+
+
+@case("--out", "--resume")
+def resuming_into_another_directory(b):
+    return ["train", "--resume", b.run(), "--out", b.root / "out"]
+
+
 @case("config.yaml", "resume")
 def resuming_where_no_run_is(b):
     return ["train", "--resume", b.root]
@@ -426,6 +484,26 @@ def converting_onto_a_folder_of_other_things(b):
 @case("in.jsonl", "'text'")
 def input_row_without_text(b):
     return ["generate", "--backbone", b.backbone, "--input", b.file("in.jsonl", '{"txt": "ab"}\n')]
+
+
+@case("in.jsonl", "'promt'", "'prompt'")
+def input_row_with_a_mistyped_prompt(b):
+    return ["generate", "--backbone", b.backbone, "--input", b.file("in.jsonl", '{"text": "ab", "promt": "x"}\n')]
+
+
+@case("num_beams = 0", "at least 1")
+def no_beams(b):
+    return b.generate("--beams", 0)
+
+
+@case("batch_size = -1", "at least 1")
+def batches_of_less_than_one(b):
+    return ["evaluate", b.place.run, "--batch-size", -1]
+
+
+@case("resamples = -1", "at least 0")
+def fewer_resamples_than_none(b):
+    return ["evaluate", b.place.run, "--resamples", -1]
 
 
 @case("in.jsonl", "no rows")

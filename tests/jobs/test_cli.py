@@ -86,6 +86,22 @@ def test_evaluate_takes_a_prompt_directory_and_a_limit(place, foreword):
     assert found.out.splitlines()[0] == "letters, test, 1 records" and "untouched" not in found.out
 
 
+def test_evaluate_cuts_sources_as_training_did(place, foreword, tmp_path):
+    """By the run's own limit, else the task's: a source beyond the backbone's positions is no reason to fail."""
+    task = place.task.read_text().replace("train.jsonl", "long.jsonl").replace("dev.jsonl", "long.jsonl")
+    (tmp_path / "long.yaml").write_text(task + "max_source: 20\n")
+    (tmp_path / "whole.yaml").write_text(task)
+    rows = [{"word": letter * 600, "answer": "b"} for letter in "acegik"]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, task, limit in (("task", "long.yaml", ()), ("run", "whole.yaml", ("data.max_source=9",))):
+        run = tmp_path / name
+        assert foreword("train", place.recipe, "--task", tmp_path / task, "--out", run, *limit).code == 0
+        for source in ((run,), (run / "artifact", "--task", tmp_path / task)):
+            found = foreword("evaluate", *source, "--split", "dev", "--resamples", 0)
+            assert found.code == 0, found.err
+    assert foreword("evaluate", place.run, "--task", tmp_path / "whole.yaml").code == 2
+
+
 def test_a_gang_trains_each_member_as_alone(place, foreword, tmp_path):
     members = [{"run_dir": str(tmp_path / "one")}, {"run_dir": str(tmp_path / "two"), "prompt.length": 5, "seed": 1}]
     recipe = yaml.safe_load(place.recipe.read_text()) | {"gang": members}

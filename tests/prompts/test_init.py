@@ -90,6 +90,19 @@ def test_labels_come_first_and_the_rest_is_sampled(backbone_of):
     assert torch.equal(short.table("embedding")[0], prompt.table("embedding")[0])
 
 
+def test_labels_of_a_prefix_are_the_keys_and_values_of_their_tokens(backbone_of):
+    backbone = backbone_of("llama")
+    prompt, _ = made(backbone, PromptSpec(length=4), InitSpec("labels", labels=("ab", "c")))
+    other, _ = made(backbone, PromptSpec(length=4), InitSpec("labels", labels=("xy", "z")))
+    ids = backbone.tokenizer("abc", add_special_tokens=False).input_ids
+    with torch.no_grad():
+        states = backbone.record(ids=torch.tensor(ids))
+    torch.testing.assert_close(prompt.table("decoder")[:3], prompt.flat_from_states(states, "decoder"))
+    assert not torch.equal(prompt.table("decoder")[:3], other.table("decoder")[:3])
+    with pytest.raises(PromptError, match=r"init\.labels\[1\] = '' has no token"):
+        made(backbone, PromptSpec(length=4), InitSpec("labels", labels=("a", "")))
+
+
 def test_another_prompt_is_copied_cut_or_repeated(backbone_of):
     backbone = backbone_of("gpt2")
     source, _ = made(backbone, PromptSpec(length=3), InitSpec("normal", std=1.0))
@@ -129,6 +142,8 @@ def test_a_seed_decides_every_number(name, backbone_of):
     [
         ({"name": "words"}, "init.text is empty"), ({"name": "labels"}, "init.labels is empty"),
         ({"std": 0.0}, "init.std = 0.0 must be positive"), ({"top_tokens": 0}, "init.top_tokens = 0"),
+        ({"std": float("nan")}, "init.std = nan must be positive"), ({"fit_steps": -1}, "init.fit_steps = -1"),
+        ({"fit_learning_rate": float("inf")}, "init.fit_learning_rate = inf must be positive and finite"),
     ],
 )
 def test_impossible_choices_are_refused(fields, said):

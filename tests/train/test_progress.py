@@ -8,7 +8,7 @@ import pytest
 from toy import metrics, recipe, run_config
 
 from foreword.errors import MissingExtraError
-from foreword.train.job import train
+from foreword.train.job import resume, train
 from foreword.train.progress import Display
 from foreword.train.track import open_sinks
 
@@ -70,11 +70,15 @@ def test_wandb_and_mlflow_get_every_step(saved_llama, toy_task, tmp_path, monkey
     """Stand-ins with the calls that the real libraries have; neither is installed for tests."""
     got = {"wandb": [], "mlflow": [], "closed": []}
     run = types.SimpleNamespace(
-        log=lambda values, step: got["wandb"].append((step, values)), finish=lambda: got["closed"].append("wandb")
+        id="w-7",
+        log=lambda values, step: got["wandb"].append((step, values)),
+        finish=lambda: got["closed"].append("wandb"),
     )
     wandb = types.SimpleNamespace(init=lambda **settings: got.update(settings=settings) or run)
     mlflow = types.SimpleNamespace(
-        start_run=lambda **_: types.SimpleNamespace(info=types.SimpleNamespace(run_id="r")),
+        start_run=lambda **given: got.update(given=given) or types.SimpleNamespace(
+            info=types.SimpleNamespace(run_id="r")
+        ),
         log_dict=lambda values, file, run_id: got.update(config=values),
         log_metrics=lambda values, step, run_id: got["mlflow"].append((step, values)),
         end_run=lambda: got["closed"].append("mlflow"),
@@ -88,3 +92,6 @@ def test_wandb_and_mlflow_get_every_step(saved_llama, toy_task, tmp_path, monkey
     assert got["settings"]["project"] == "foreword"
     assert got["settings"]["config"]["steps"] == got["config"]["steps"] == 12
     assert got["closed"] == ["wandb", "mlflow"]
+    assert "id" not in got["settings"] and got["given"]["run_id"] is None, "a run that starts has no name yet"
+    resume(result.run_dir, progress=False)
+    assert (got["settings"]["id"], got["settings"]["resume"]) == ("w-7", "allow") and got["given"]["run_id"] == "r"

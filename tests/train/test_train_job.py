@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from toy import EXAMPLES, metrics, run_config
 
 from foreword.artifact import load_prompt
 from foreword.config import build, load_yaml
+from foreword.data.examples import Example
 from foreword.data.records import Record
 from foreword.errors import BackboneError, ConfigError, DataError, TrainingError
 from foreword.prompts.spec import InitSpec, PromptSpec
@@ -252,3 +254,52 @@ def test_bad_recipes_are_one_line(tmp_path, text, message):
 def test_an_unknown_dev_metric_names_the_nearest(config):
     with pytest.raises(ConfigError, match=r"dev\.metric = 'los' is not among the scores; did you mean 'loss'"):
         train(config(dev={"every": 2, "metric": "los"}), progress=False)
+
+
+def test_dev_evaluations_that_cannot_decide_are_refused_before_the_first_step(config, monkeypatch):
+    """`foreword train` hands in no evaluator, so another metric than the loss would end the run at its first look."""
+    job = importlib.import_module("foreword.train.job")
+    monkeypatch.setattr(job, "train_step", lambda *_: pytest.fail("a step was taken"))
+    with pytest.raises(ConfigError, match=r"dev\.metric = 'bleu' is not among the scores"):
+        train(config(dev={"every": 12, "metric": "bleu"}), progress=False)
+    assert not Path(config().run_dir).exists()
+    with pytest.raises(ConfigError, match="there are no dev rows"):
+        train_prompt(make("llama"), EXAMPLES, PromptSpec(length=2), recipe=Recipe(dev=DevConfig(every=2)), steps=4)
+
+
+@pytest.mark.parametrize(("family", "kind", "fits"), [
+    ("llama", "prefix", 500), ("llama", "prompt", 500), ("bart", "prefix", 510), ("bart", "prompt", 502)
+])  # fmt: skip
+def test_a_row_that_cannot_fit_is_named_before_the_first_step(family, kind, fits, monkeypatch):
+    """512 positions, ten virtual tokens, a target of two (on a decoder its EOS is only predicted)."""
+    backbone, spec = make(family), PromptSpec(kind=kind, length=10)
+    fits += 1 if family == "llama" else 2 if kind == "prefix" else 0
+    good, long = (Example((9,) * length, (20, 2), f"of {length}") for length in (fits, fits + 1))
+    train_prompt(backbone, [good], spec, steps=1)
+    job = importlib.import_module("foreword.train.job")
+    monkeypatch.setattr(job, "train_step", lambda *_: pytest.fail("a step was taken"))
+    for rows, dev, where in (([*EXAMPLES, long], (), "train"), (EXAMPLES, [long], "dev")):
+        said = rf"record of {fits + 1} of {where}: .* take 513 positions.*data\.max_source"
+        with pytest.raises(DataError, match=said):
+            train_prompt(backbone, rows, spec, dev=dev, steps=1)
+
+
+@pytest.mark.parametrize("state", ["{}", "[]", '{"step": 12, "metrics_bytes": 0}'])
+def test_a_checkpoint_with_half_a_state_is_damaged(config, state):
+    run_dir = train(config(), progress=False).run_dir
+    (run_dir / "checkpoints" / "step-00000012" / "state.json").write_text(state)
+    with pytest.raises(TrainingError, match=r"step-00000012' is damaged .*delete it to go on from an older one"):
+        resume(run_dir, progress=False)
+
+
+@pytest.mark.parametrize("changes", [
+    {"seed": -1}, {"seed": 2**63}, {"data": {"max_source": 0}}, {"data": {"max_target": 1}}, {"data": {"limit": 0}},
+    {"optim": {"eps": -1.0}}, {"optim": {"lr": float("inf")}}, {"optim": {"update_clip": 0.0}},
+    {"prompt": {"layers": []}}, {"epochs": float("inf"), "steps": None},
+], ids=str)  # fmt: skip
+def test_values_that_cannot_work_are_refused_at_once(config, changes):
+    (name, fields), *_ = changes.items()
+    field = next(iter(fields)) if isinstance(fields, dict) else name
+    with pytest.raises(ConfigError, match=field) as caught:
+        config(**changes)
+    assert "\n" not in str(caught.value)
