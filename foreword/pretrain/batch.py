@@ -17,6 +17,7 @@ from foreword.pretrain.objectives import (
     span_corruption,
     span_corruption_lengths,
 )
+from foreword.pretrain.pack import GIVEN
 
 Objective = Literal["causal", "span_corruption", "prefix_lm"]
 IGNORED = -100
@@ -50,15 +51,17 @@ def make_batch(
     Args:
         objective: `causal` takes a row's token t as input and t+1 as target; `span_corruption` and `prefix_lm` use
             the row without the extra token.
-        rows: int64 `[B, context + 1]` of `Mixture.rows`; 0 is padding, which only ends a stream.
+        rows: int64 `[B, context + 1]` of `Mixture.rows`; 0 is padding, which only ends a stream. A token with the bit
+            `GIVEN` is read as the token it is; only the causal objective leaves it out of the targets.
         rng: draws spans and splits.
         vocabulary: V; V - 1 is the first sentinel.
         split_multiple: prefix-LM splits are multiples of this. All rows of a batch share one split, so that nothing
             is padded; over the steps it is as uniform as a split for each row.
     """
+    tokens = rows & (GIVEN - 1)
     if objective == "causal":
-        return Batch(torch.from_numpy(rows[:, :-1]), _targets(rows[:, 1:]))
-    rows = rows[:, :-1]
+        return Batch(torch.from_numpy(tokens[:, :-1]), _targets(np.where(rows & GIVEN, 0, tokens)[:, 1:]))
+    rows = tokens[:, :-1]
     if objective == "prefix_lm":
         split = prefix_lm_split(rng, rows.shape[1], split_multiple)
         inputs, targets = rows[:, :split], rows[:, split:]

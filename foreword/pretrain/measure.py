@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from foreword.pretrain.batch import Batch, Loss, make_batch
 from foreword.pretrain.copying.values import Lexicon, ValueMaker
 from foreword.pretrain.objectives import shift_right
-from foreword.pretrain.pack import read_row
+from foreword.pretrain.pack import GIVEN, read_row
 from foreword.pretrain.tokenizer import byte_lengths
 
 _SPAN, _ROWS = 64, 8
@@ -108,7 +108,7 @@ def _copy_case(rng: random.Random) -> tuple[str, str]:
 
 def _text_batch(model: PreTrainedModel, rows: np.ndarray) -> Batch:
     if model.config.is_encoder_decoder:
-        half = rows.shape[1] // 2
+        rows, half = rows & (GIVEN - 1), rows.shape[1] // 2
         return _pair_batch(torch.from_numpy(rows[:, :half]), torch.from_numpy(rows[:, half:]))
     return make_batch("causal", rows, np.random.default_rng(0), model.config.vocab_size)
 

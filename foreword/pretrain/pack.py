@@ -9,24 +9,39 @@ from transformers import PreTrainedTokenizerFast
 from foreword.errors import DataError
 from foreword.pretrain.tokenizer import END
 
+GIVEN = 0x8000  # bit of a stored token that is read but never a target
+
+Document = str | tuple[tuple[str, bool], ...]  # a text, or its parts, each with whether it is learned
+
+
+def plain(document: Document) -> str:
+    """Return a document's text."""
+    return document if isinstance(document, str) else "".join(text for text, _ in document)
+
 
 def encode_documents(
-    tokenizer: PreTrainedTokenizerFast, documents: Iterable[str], batch: int = 256
+    tokenizer: PreTrainedTokenizerFast, documents: Iterable[Document], batch: int = 256
 ) -> Iterator[np.ndarray]:
-    """Yield uint16 token arrays, one a document, each ended by the end-of-document token."""
+    """Yield uint16 token arrays, one a document, each ended by the end-of-document token.
+
+    Parts are tokenised apart, and the tokens of those that are not learned carry the bit `GIVEN`.
+    """
     end = tokenizer.convert_tokens_to_ids(END)
-    fast = tokenizer.backend_tokenizer
-    pending: list[str] = []
+    pending: list[Document] = []
     for document in documents:
         pending.append(document)
         if len(pending) == batch:
-            yield from (_ended(encoding.ids, end) for encoding in fast.encode_batch(pending))
+            yield from _encode(tokenizer, pending, end)
             pending = []
-    yield from (_ended(encoding.ids, end) for encoding in fast.encode_batch(pending))
+    yield from _encode(tokenizer, pending, end)
 
 
-def _ended(ids: list[int], end: int) -> np.ndarray:
-    return np.array([*ids, end], dtype=np.uint16)
+def _encode(tokenizer: PreTrainedTokenizerFast, documents: list[Document], end: int) -> Iterator[np.ndarray]:
+    parts = [((document, True),) if isinstance(document, str) else document for document in documents]
+    flat = iter(tokenizer.backend_tokenizer.encode_batch([text for part in parts for text, _ in part]))
+    for part in parts:
+        ids = [token | (0 if learned else GIVEN) for _, learned in part for token in next(flat).ids]
+        yield np.array([*ids, end], dtype=np.uint16)
 
 
 def write_stream(path: Path, arrays: Iterable[np.ndarray], limit: int | None = None) -> int:

@@ -22,7 +22,7 @@ from foreword.pretrain.copying.records import record_documents
 from foreword.pretrain.copying.values import Lexicon, read_lexicon
 from foreword.pretrain.corpus import NATURAL_WEIGHTS, corpus_path, data_root, shuffled, split_documents, take_chars
 from foreword.pretrain.overlap import OverlapFilter
-from foreword.pretrain.pack import encode_documents, write_stream
+from foreword.pretrain.pack import Document, encode_documents, plain, write_stream
 from foreword.pretrain.tokenizer import VOCABULARY_SIZE, load_tokenizer, order_by_frequency, save_tokenizer, train_bpe
 
 _CHARS_PER_TOKEN = 4.6  # a little above what the tokenizer reaches, so that enough text is read
@@ -129,7 +129,9 @@ def read_sources(
     return train, heldout
 
 
-def copy_documents(name: str, rng: random.Random, lexicon: Lexicon, sources: dict[str, list[str]]) -> Iterator[str]:
+def copy_documents(
+    name: str, rng: random.Random, lexicon: Lexicon, sources: dict[str, list[str]]
+) -> Iterator[Document]:
     """Return the endless documents of one copy-rich source.
 
     Raises:
@@ -171,8 +173,9 @@ def _sample(config: DataConfig, train: dict[str, list[str]], lexicon: Lexicon) -
     share = min(config.copy_share, 0.1)
     for name, weight in config.weights(share).items():
         budget = round(config.tokenizer_chars * weight)
-        made: Iterable[str] = train.get(name) or copy_documents(name, random.Random(f"sample/{name}"), lexicon, train)
-        for document in made:
+        rng = random.Random(f"sample/{name}")
+        made: Iterable[Document] = train.get(name) or copy_documents(name, rng, lexicon, train)
+        for document in map(plain, made):
             if budget <= 0:
                 break
             yield document[:budget]
@@ -180,7 +183,7 @@ def _sample(config: DataConfig, train: dict[str, list[str]], lexicon: Lexicon) -
 
 
 def _write(
-    tokenizer: PreTrainedTokenizerFast, path: Path, documents: Iterable[str], limit: int | None
+    tokenizer: PreTrainedTokenizerFast, path: Path, documents: Iterable[Document], limit: int | None
 ) -> dict[str, Any]:
     tokens = write_stream(path, encode_documents(tokenizer, documents), limit)
     return {"tokens": tokens, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}

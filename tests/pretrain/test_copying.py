@@ -11,6 +11,7 @@ from foreword.pretrain.copying.formats import formats, write_key
 from foreword.pretrain.copying.labels import label_documents, span_documents
 from foreword.pretrain.copying.records import Narrator, draw_record, record_documents
 from foreword.pretrain.copying.values import Lexicon, ValueMaker
+from foreword.pretrain.pack import plain
 
 FORBIDDEN = {"restaurant", "pub", "café", "cafe", "bar", "hotel", "museum", "venue", "coffee shop"}
 TEXT = (
@@ -34,7 +35,14 @@ def generators(seed: int):
 def test_documents_follow_from_the_seed_and_vary(name: str):
     once, again, other = (list(itertools.islice(generators(seed)[name], 60)) for seed in (1, 1, 2))
     assert once == again and once != other
-    assert len(set(once)) > 30 and all(text.strip() for text in once)
+    assert len(set(once)) > 30 and all(plain(text).strip() for text in once)
+
+
+def test_only_what_is_told_of_a_brief_is_learned():
+    for document in itertools.islice(generators(3)["briefs"], 40):
+        assert [learned for _, learned in document] == [False, True] * (len(document) // 2)
+        assert all(not text.strip().endswith((".", "?")) for text, learned in document if not learned)
+        assert "The The" not in plain(document)
 
 
 def test_every_sentence_states_every_value():

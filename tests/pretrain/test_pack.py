@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from foreword.errors import ConfigError, DataError
+from foreword.pretrain.batch import make_batch
 from foreword.pretrain.corpus import fraction, read_documents, split_documents
-from foreword.pretrain.pack import Mixture, encode_documents, open_stream, read_row, rows_in, write_stream
+from foreword.pretrain.pack import GIVEN, Mixture, encode_documents, open_stream, plain, read_row, rows_in, write_stream
 from foreword.pretrain.prepare import DataConfig, prepare
 from foreword.pretrain.tokenizer import load_tokenizer
 
@@ -73,3 +74,21 @@ def test_a_missing_corpus_names_the_nearest(packed: Path, corpus_root: Path, mon
     monkeypatch.setenv("FOREWORD_DATA", str(corpus_root))
     with pytest.raises(DataError, match="did you mean 'wikipedia_en'"):
         prepare(DataConfig(folder=packed.parent / "other", natural={"wikipedia": 1.0}, drop_overlap=False))
+
+
+def test_parts_that_are_given_are_read_but_never_targets(packed):
+    tokenizer = load_tokenizer(packed / "tokenizer")
+    parts = (("name : Zorb<|endoftext|>", False), ("Zorb is a lamp.", True))
+    (stored,) = encode_documents(tokenizer, [parts])
+    (whole,) = encode_documents(tokenizer, [plain(parts)])
+    assert plain(parts) == "name : Zorb<|endoftext|>Zorb is a lamp."
+    assert (stored & (GIVEN - 1)).tolist() == whole.tolist()
+    given = len(tokenizer("name : Zorb<|endoftext|>")["input_ids"])
+    assert ((stored & GIVEN) > 0).tolist() == [True] * given + [False] * (len(whole) - given)
+
+    rows = stored[None].astype(np.int64)
+    batch = make_batch("causal", rows, np.random.default_rng(0), len(tokenizer))
+    assert batch.inputs[0].tolist() == whole[:-1].tolist()
+    assert batch.targets[0].tolist() == [-100] * (given - 1) + whole[given:].tolist()
+    adapted = make_batch("prefix_lm", rows, np.random.default_rng(0), len(tokenizer))
+    assert int(adapted.inputs.max()) < len(tokenizer) > int(adapted.targets.max())

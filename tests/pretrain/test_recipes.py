@@ -29,8 +29,7 @@ def test_adaptation_starts_from_the_recipe_beside_it():
             assert config.steps == base.steps * share // 100
 
 
-def test_the_shipped_decoder_goes_on_from_its_base_with_its_tokenizer():
+def test_the_briefs_go_on_from_the_shipped_decoder_with_its_tokenizer():
     folder = RECIPES[0].parent
-    last, base = (build(PretrainConfig, load_yaml(folder / f"decoder-6m{end}.yaml")) for end in ("", "-base"))
-    assert last.init == base.run / base.name / "backbone"
-    assert last.data.tokenizer == last.init
+    last, base = (build(PretrainConfig, load_yaml(folder / f"decoder-6m{end}.yaml")) for end in ("-briefs", ""))
+    assert last.init == last.data.tokenizer == base.run / base.name / "backbone"

@@ -123,6 +123,7 @@ garden tool, drill, ladder, pump | <code> ; <name> <small>
 """
 
 _KIND_OF_VALUE = re.compile(r"<(\w+)>")
+_TWO_ARTICLES = re.compile(r"\b[Tt]he The ")
 _NUMBER_WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -162,8 +163,9 @@ def read_kinds() -> list[Kind]:
 
 
 def fill(pattern: str, maker: ValueMaker) -> str:
-    """Return a pattern with every `<kind>` replaced by a value of that kind."""
-    return _KIND_OF_VALUE.sub(lambda found: maker.make(found.group(1)), pattern)
+    """Return a pattern with every `<kind>` replaced by a value of that kind; no article stands twice."""
+    filled = _KIND_OF_VALUE.sub(lambda found: maker.make(found.group(1)), pattern)
+    return _TWO_ARTICLES.sub("the ", filled)
 
 
 def number_word(value: str) -> str:

@@ -13,8 +13,9 @@ from foreword.pretrain.copying.brief_domains import Case, Kind, Trait, fill, num
 from foreword.pretrain.copying.formats import Pairs, draw_casing, draw_format, write_key
 from foreword.pretrain.copying.values import Lexicon, ValueMaker
 from foreword.pretrain.corpus import END_OF_DOCUMENT
+from foreword.pretrain.pack import Document
 
-_ARROWS = (END_OF_DOCUMENT,) * 6 + (f" {END_OF_DOCUMENT} ", "\n", "\n", " => ", "\nText: ", " || ")
+_ARROWS = (END_OF_DOCUMENT,) * 12 + (f" {END_OF_DOCUMENT} ", "\n", "\n", " => ", "\nText: ", " || ")
 _TYPE_KEYS = ("type", "type", "Type", "kind", "category", "what")
 _OPENINGS = ("If you want {}, try {}.", "For {}, there is {}.", "Looking for {}? Try {}.", "One option for {} is {}.")
 
@@ -162,7 +163,7 @@ def article(noun: str) -> str:
     return f"{'an' if noun[0].lower() in 'aeiou' else 'a'} {noun}"
 
 
-def brief_documents(rng: random.Random, lexicon: Lexicon) -> Iterator[str]:
+def brief_documents(rng: random.Random, lexicon: Lexicon) -> Iterator[Document]:
     """Yield documents without end: one to eight briefs of one kind, with the same keys at hand, told by one teller."""
     traits, kinds = read_traits(), read_kinds()
     maker = ValueMaker(rng, lexicon)
@@ -172,18 +173,19 @@ def brief_documents(rng: random.Random, lexicon: Lexicon) -> Iterator[str]:
         name_key, type_key = rng.choice(("name", "name", "name", "title")), rng.choice(_TYPE_KEYS)
         written, arrow, teller = _writer(rng, name_key, type_key), rng.choice(_ARROWS), Teller(rng)
         typed = rng.random() < 0.8
-        count, document = rng.choice((1, 1, 2, 3, 4, 6, 8)), []
-        for _ in range(count):
-            brief = _draw(rng, maker, kind, chosen, typed)
-            document.append(f"{written(brief)}{arrow}{teller.tell(brief)}")
         glue = END_OF_DOCUMENT if END_OF_DOCUMENT in arrow else "\n" if "\n" not in arrow else "\n\n"
-        yield glue.join(document)
+        document: list[tuple[str, bool]] = []
+        for number in reversed(range(rng.choice((1, 2, 3, 4, 6, 8)))):
+            brief = _draw(rng, maker, kind, chosen, typed)
+            # Nobody can guess a made-up record, so only what is told of it is learned.
+            document += [(f"{written(brief)}{arrow}", False), (teller.tell(brief) + (glue if number else ""), True)]
+        yield tuple(document)
 
 
 def _keys(rng: random.Random, maker: ValueMaker, traits: list[Trait]) -> list[tuple[str, Trait]]:
     """Return four to nine (key, attribute) of a document, made-up keys among them."""
     made_up = traits[-1]
-    chosen = [*rng.sample(traits[:-1], k=rng.randint(3, 7)), *[made_up] * rng.choice((0, 0, 1, 1, 2))]
+    chosen = [*rng.sample(traits[:-1], k=rng.randint(3, 7)), *[made_up] * rng.choice((0, 0, 0, 1))]
     keys = [(fill(rng.choice(trait.keys), maker), trait) for trait in chosen]
     return list(dict(keys).items())
 
@@ -202,7 +204,7 @@ def _draw(rng: random.Random, maker: ValueMaker, kind: Kind, chosen: list[tuple[
 
 def _writer(rng: random.Random, name_key: str, type_key: str) -> Callable[[Brief], str]:
     casing, layout = draw_casing(rng), draw_format(rng)
-    if rng.random() < 0.4:
+    if rng.random() < 0.6:
         layout = _prefix_tuning_layout
 
     def written(brief: Brief) -> str:
