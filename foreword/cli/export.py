@@ -1,14 +1,11 @@
 """`foreword export vllm` and `foreword gateway`: the commands of other engines."""
 
 import argparse
-import importlib.util
 import sys
 from typing import Any
 
 from foreword.cli.command import add_command
-from foreword.errors import ConfigError, MissingExtraError
-
-SHORTCUTS = ("backbone", "store", "vllm", "prefixes", "host", "port", "name", "dtype", "device", "threads")
+from foreword.cli.serve import add_server_options, need, read_settings
 
 
 def add_export(commands: Any) -> None:
@@ -28,15 +25,9 @@ def add_gateway(commands: Any) -> None:
     add("settings", nargs="*", metavar="CONFIG.yaml | field.path=value",
         help="a configuration file, then fields that differ from it, as for `foreword serve`")
     add("--backbone", help="directory, bundled name or hub id of what the vLLM servers run")
-    add("--store", metavar="DIR", help="directory of forewords; each folder in it is served under its name")
     add("--vllm", action="append", metavar="URL", help="a vLLM server; repeat for more")
     add("--prefixes", metavar="DIR", help="the servers' directory of prefix files; default: .prefixes in the store")
-    add("--host", help="default: 127.0.0.1")
-    add("--port", type=int, help="default: 8000")
-    add("--name", help="of the plain model; default: the backbone's last path part")
-    add("--dtype")
-    add("--device")
-    add("--threads", type=int)
+    add_server_options(add)
 
 
 def _export(arguments: argparse.Namespace) -> int:
@@ -54,23 +45,9 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _gateway(arguments: argparse.Namespace) -> int:
-    from foreword.config import build, load_yaml, override
+    from foreword.config import build
 
-    _need_gateway()
+    need("gateway", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx")
     from foreword.engines.gateway import GatewayConfig, gateway
 
-    files = [word for word in arguments.settings if "=" not in word]
-    if len(files) > 1:
-        raise ConfigError(f"{len(files)} configuration files; give one, then fields as field.path=value")
-    tree = override(load_yaml(files[0]) if files else {}, [word for word in arguments.settings if "=" in word])
-    tree |= {name: getattr(arguments, name) for name in SHORTCUTS if getattr(arguments, name) is not None}
-    for name in ("backbone", "store", "vllm"):
-        if name not in tree:
-            raise ConfigError(f"{name} is missing; give --{name}")
-    return gateway(build(GatewayConfig, tree))
-
-
-def _need_gateway() -> None:
-    for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx"):
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"gateway needs {name}, which is not installed; pip install 'foreword[gateway]'")
+    return gateway(build(GatewayConfig, read_settings(arguments, ("vllm", "prefixes"))))

@@ -1,7 +1,9 @@
 """`foreword serve` and `foreword keys`."""
 
 import argparse
+import importlib.util
 import json
+from collections.abc import Callable
 from typing import Any
 
 from foreword.cli.command import add_command
@@ -14,6 +16,11 @@ def add_serve(commands: Any) -> None:
     add("settings", nargs="*", metavar="CONFIG.yaml | field.path=value",
         help="a configuration file, then fields that differ from it: `capacity.rows=64 wall.deadline_sec=60`")
     add("--backbone", help="directory, bundled name or hub id")
+    add_server_options(add)
+
+
+def add_server_options(add: Callable[..., Any]) -> None:
+    """Add what every server takes."""
     add("--store", metavar="DIR", help="directory of forewords; each folder in it is served under its name")
     add("--host", help="default: 127.0.0.1")
     add("--port", type=int, help="default: 8000")
@@ -37,22 +44,44 @@ def add_keys(commands: Any) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from foreword.config import build, load_yaml, override
+    from foreword.config import build
 
-    _need_serve()
+    need("serve", "fastapi", "uvicorn", "prometheus_client", "python_multipart")
     from foreword.serve.server import serve
     from foreword.serve.settings import ServeConfig
+
+    return serve(build(ServeConfig, read_settings(arguments, ())))
+
+
+def read_settings(arguments: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]:
+    """Return a server's settings: of its file, then of `field=value` words, then of options.
+
+    Args:
+        arguments: with `settings`, and an attribute for each option.
+        more: options beside those that every server takes; the first of them must be given.
+
+    Raises:
+        ConfigError: two files, or no backbone, store or first of `more`.
+    """
+    from foreword.config import load_yaml, override
 
     files = [word for word in arguments.settings if "=" not in word]
     if len(files) > 1:
         raise ConfigError(f"{len(files)} configuration files; give one, then fields as field.path=value")
     tree = override(load_yaml(files[0]) if files else {}, [word for word in arguments.settings if "=" in word])
-    shortcuts = ("backbone", "store", "host", "port", "name", "dtype", "device", "threads")
+    shortcuts = ("backbone", "store", "host", "port", "name", "dtype", "device", "threads", *more)
     tree |= {name: getattr(arguments, name) for name in shortcuts if getattr(arguments, name) is not None}
-    for name in ("backbone", "store"):
+    for name in ("backbone", "store", *more[:1]):
         if name not in tree:
             raise ConfigError(f"{name} is missing; give --{name}")
-    return serve(build(ServeConfig, tree))
+    return tree
+
+
+def need(extra: str, *modules: str) -> None:
+    """Refuse, with the command that mends it, where a module of an extra is not installed."""
+    for name in modules:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(f"{extra} needs {name}, which is not installed; pip install 'foreword[{extra}]'")
 
 
 def _keys(arguments: argparse.Namespace) -> int:
@@ -73,11 +102,3 @@ def _keys(arguments: argparse.Namespace) -> int:
     quota = build(Quota, override({}, arguments.quota))
     print(ring.add(arguments.subject, grants=tuple(arguments.grant), operator=arguments.operator, quota=quota))
     return 0
-
-
-def _need_serve() -> None:
-    import importlib.util
-
-    for name in ("fastapi", "uvicorn", "prometheus_client", "python_multipart"):
-        if importlib.util.find_spec(name) is None:
-            raise MissingExtraError(f"serve needs {name}, which is not installed; pip install 'foreword[serve]'")

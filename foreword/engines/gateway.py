@@ -1,12 +1,9 @@
 """The gateway: `foreword serve`'s HTTP face, tenants and store, with vLLM servers as its engine."""
 
-import asyncio
 import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
 
 from foreword.backbone import load_backbone
 from foreword.engines.prefix_shelf import PrefixShelf
@@ -17,10 +14,10 @@ from foreword.errors import ConfigError
 from foreword.serve.catalog import Catalog
 from foreword.serve.logs import make_log
 from foreword.serve.pool import Pool
-from foreword.serve.server import bind, check_open, run
+from foreword.serve.server import prepare, serve_with
 from foreword.serve.service import Service
 from foreword.serve.settings import ServeConfig
-from foreword.serve.tenants import LOCAL, Keyring, Tenant
+from foreword.serve.tenants import LOCAL, Keyring
 
 PREFIXES = ".prefixes"
 KEY_VARIABLE = "VLLM_API_KEY"
@@ -59,22 +56,7 @@ def gateway(config: GatewayConfig) -> int:
         ConfigError: the port is taken, a server's address is none, or others could come in without a key.
         BackboneError: the backbone cannot be loaded, or is none that vLLM serves prefixes for.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    store = Path(config.store).expanduser()
-    store.mkdir(parents=True, exist_ok=True)
-    keyring = Keyring(store)
-    check_open(config, keyring)
-    listener = bind(config)
-    try:
-        service = make_gateway(config, store, keyring)
-        try:
-            return asyncio.run(run(config, service, listener))
-        finally:
-            service.engine.stop()
-            service.pool.close()
-    finally:
-        listener.close()
+    return serve_with(config, make_gateway)
 
 
 def make_gateway(config: GatewayConfig, store: Path, keyring: Keyring) -> Service:
@@ -96,11 +78,5 @@ def make_gateway(config: GatewayConfig, store: Path, keyring: Keyring) -> Servic
     slots = config.capacity.rows * len(config.vllm)
     service = Service(backbone, engine, pool, Catalog(store, name), keyring, name, slots, config.wall, config.hub,
                       log=make_log())
-    service.metrics.watch(engine, pool)
-    for pinned in config.pin:
-        entry = service.find(Tenant(), pinned)
-        if entry is not None:
-            pool.pin(entry.id)
-    service.log.info("starting", extra={"backbone": config.backbone, "store": str(store), "vllm": list(config.vllm),
-                                        "prefixes": str(config.prefix_folder), "keys": len(keyring.keys())})
+    prepare(service, config, store, {"vllm": list(config.vllm), "prefixes": str(config.prefix_folder)})
     return service

@@ -6,9 +6,10 @@ import logging
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import uvicorn
@@ -27,6 +28,7 @@ from foreword.serve.tenants import Keyring, Tenant
 from foreword.serve.tracing import OpenTracer, Tracer
 from foreword.serve.watch import Watch
 
+C = TypeVar("C", bound=ServeConfig)
 BACKLOG = 2048
 SILENCE_MS = 60_000  # the kernel drops a connection whose peer acknowledges nothing for so long
 
@@ -38,6 +40,11 @@ def serve(config: ServeConfig) -> int:
         ConfigError: the port is taken, or the server would be open to others without a key.
         BackboneError: the backbone cannot be loaded.
     """
+    return serve_with(config, make_service)
+
+
+def serve_with(config: C, make: Callable[[C, Path, Keyring], Service]) -> int:
+    """Serve what `make` returns for a configuration, its store and its keys, until a signal, and return 0."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     store = Path(config.store).expanduser()
@@ -45,12 +52,14 @@ def serve(config: ServeConfig) -> int:
     keyring = Keyring(store)
     check_open(config, keyring)
     listener = bind(config)
-    service = make_service(config, store, keyring)
     try:
-        return asyncio.run(run(config, service, listener))
+        service = make(config, store, keyring)
+        try:
+            return asyncio.run(run(config, service, listener))
+        finally:
+            service.engine.stop()
+            service.pool.close()
     finally:
-        service.engine.stop()
-        service.pool.close()
         listener.close()
 
 
@@ -67,16 +76,21 @@ def make_service(config: ServeConfig, store: Path, keyring: Keyring) -> Service:
     name = config.name or Path(config.backbone).name
     service = Service(backbone, engine, pool, Catalog(store, name), keyring, name, config.capacity.rows,
                       config.wall, config.hub, log=make_log())
-    service.metrics.watch(engine, pool)
+    prepare(service, config, store, {"parameters": backbone.model.num_parameters()})
+    return service
+
+
+def prepare(service: Service, config: ServeConfig, store: Path, facts: dict[str, Any]) -> None:
+    """Watch the service's engine, pin what is to stay, sweep what a killed upload left, and log that it starts."""
+    service.metrics.watch(service.engine, service.pool)
     for pinned in config.pin:
         entry = service.find(Tenant(), pinned)
         if entry is not None:
-            pool.pin(entry.id)
+            service.pool.pin(entry.id)
     tenants = store / TENANTS
     swept = sweep([store, *(tenants.iterdir() if tenants.is_dir() else ())])
     service.log.info("starting", extra={"backbone": config.backbone, "store": str(store), "swept": swept,
-                                        "keys": len(keyring.keys()), "parameters": backbone.model.num_parameters()})
-    return service
+                                        "keys": len(service.keyring.keys()), **facts})
 
 
 async def run(config: ServeConfig, service: Service, listener: socket.socket) -> int:
