@@ -60,7 +60,7 @@ class Teller:
         self.subject = rng.choice(("it", "it", "name", "noun", "mixed"))
         self.clauses = rng.choice((0.0, 0.2, 0.6))
         self.merge = rng.random() < 0.7  # "is cheap and is near" becomes "is cheap and near"
-        self.liked: dict[tuple[str, str, str], str] = {}
+        self.liked: dict[tuple[str, str, str], int] = {}
 
     def tell(self, brief: Brief) -> str:
         """Return one to four sentences that state every field once."""
@@ -103,8 +103,8 @@ class Teller:
         if not self.steady:
             return self.rng.choice(choices)
         # A liking is remembered as an index, so that another value of the same key is told in the same words.
-        index = self.liked.setdefault(liked, str(self.rng.randrange(1000)))
-        return choices[int(index) % len(choices)]
+        index = self.liked.setdefault(liked, self.rng.randrange(1000))
+        return choices[index % len(choices)]
 
     def _predicates(self, predicates: list[str]) -> str:
         if self.merge:
@@ -129,7 +129,7 @@ class Teller:
 
     def _bare(self, brief: Brief, noun: str, predicates: list[str], behind: list[str]) -> str:
         """Return `The Mill flat near the coast has low prices.`; without a predicate, the plain form."""
-        bare = " ".join([brief.name, brief.noun if brief.typed else "", *behind]).replace("  ", " ")
+        bare = " ".join([brief.name, *([brief.noun] if brief.typed else []), *behind])
         adjectives = noun.split(f" {brief.noun}")[0] if not noun.startswith(brief.noun) else ""
         if not predicates or adjectives:
             return self._is_a(brief, noun, predicates, behind)
