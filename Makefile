@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 export OMP_WAIT_POLICY = PASSIVE
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: help setup demo test test-slow test-vllm lint lock java clean
+.PHONY: help setup demo test test-slow test-vllm test-ray lint lock java clean
 
 help:  ## show these targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ test-slow: setup  ## the tests marked slow
 
 test-vllm: .venv-vllm/.installed  ## tests against a real vLLM on the CPU, in a venv of its own (3.5 GB, some minutes)
 	OMP_NUM_THREADS=1 .venv-vllm/bin/python -m pytest -q -rs -W default tests/vllm $(ARGS)
+
+test-ray: .venv-ray/.installed  ## tests against a real Ray on this machine, in a venv of its own over .venv (some minutes)
+	OMP_NUM_THREADS=1 .venv-ray/bin/python -m pytest -q -rs tests/engines/test_ray_serve.py tests/grids/test_grid_places.py $(ARGS)
 
 lint: setup  ## style and annotations
 	$(BIN)/ruff check .
@@ -60,6 +63,14 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+# Ray over the packages of .venv, which stay as they are.
+.venv-ray/.installed: $(VENV)/.installed
+	test -x .venv-ray/bin/python || $(PYTHON) -m venv .venv-ray
+	$(BIN)/python -c "import sysconfig; print('import site; site.addsitedir(%r)' % sysconfig.get_path('purelib'))" \
+	  > $$(.venv-ray/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/base.pth
+	.venv-ray/bin/python -m pip install --quiet 'ray[serve]>=2.60'
 	touch $@
 
 # vLLM's CPU wheel pins a local build of torch and asks for torchvision, torchaudio and torchcodec, which text models do

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from foreword.cli.command import add_command
-from foreword.cli.serve import add_server_options, need, read_settings
+from foreword.cli.serve import add_server_options, need, read_settings, serve_on_ray
 
 
 def add_export(commands: Any) -> None:
@@ -47,7 +47,10 @@ def _export(arguments: argparse.Namespace) -> int:
 def _gateway(arguments: argparse.Namespace) -> int:
     from foreword.config import build
 
+    tree = read_settings(arguments, ("vllm", "prefixes"))
+    if "ray" in tree:
+        return serve_on_ray(tree, "RayGatewayConfig")
     need("gateway", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx")
     from foreword.engines.gateway import GatewayConfig, gateway
 
-    return gateway(build(GatewayConfig, read_settings(arguments, ("vllm", "prefixes"))))
+    return gateway(build(GatewayConfig, tree))

@@ -28,6 +28,8 @@ def add_server_options(add: Callable[..., Any]) -> None:
     add("--dtype")
     add("--device")
     add("--threads", type=int)
+    add("--ray", metavar="ADDRESS", help="serve by replicas on a Ray cluster, as many as are needed (ray.max_replicas "
+        "at most): its address, `auto`, or `local` for this machine")
 
 
 def add_keys(commands: Any) -> None:
@@ -46,11 +48,23 @@ def add_keys(commands: Any) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     from foreword.config import build
 
+    tree = read_settings(arguments, ())
+    if "ray" in tree:
+        return serve_on_ray(tree, "RayServeConfig")
     need("serve", "fastapi", "uvicorn", "prometheus_client", "python_multipart")
     from foreword.serve.server import serve
     from foreword.serve.settings import ServeConfig
 
-    return serve(build(ServeConfig, read_settings(arguments, ())))
+    return serve(build(ServeConfig, tree))
+
+
+def serve_on_ray(tree: dict[str, Any], kind: str) -> int:
+    """Serve by replicas on Ray; `kind` names the configuration that `tree` is of."""
+    need("ray-serve", "ray", "fastapi", "uvicorn", "prometheus_client", "python_multipart", "httpx")
+    from foreword.config import build
+    from foreword.engines import ray_serve, ray_settings
+
+    return ray_serve.serve_on_ray(build(getattr(ray_settings, kind), tree))
 
 
 def read_settings(arguments: argparse.Namespace, more: tuple[str, ...]) -> dict[str, Any]:
@@ -71,6 +85,8 @@ def read_settings(arguments: argparse.Namespace, more: tuple[str, ...]) -> dict[
     tree = override(load_yaml(files[0]) if files else {}, [word for word in arguments.settings if "=" in word])
     shortcuts = ("backbone", "store", "host", "port", "name", "dtype", "device", "threads", *more)
     tree |= {name: getattr(arguments, name) for name in shortcuts if getattr(arguments, name) is not None}
+    if arguments.ray is not None:
+        tree = override(tree, [f"ray.address={arguments.ray}"])
     for name in ("backbone", "store", *more[:1]):
         if name not in tree:
             raise ConfigError(f"{name} is missing; give --{name}")

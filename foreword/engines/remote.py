@@ -18,7 +18,7 @@ from foreword.backbone import Backbone
 from foreword.engines.prefix_shelf import PrefixShelf
 from foreword.engines.remote_row import RemoteRow, Writer
 from foreword.engines.upstreams import Upstreams
-from foreword.engines.vllm_wire import Chunk
+from foreword.engines.vllm_wire import Chunk, UpstreamsDown
 from foreword.errors import BackboneError, ForewordError, PromptError
 from foreword.serve.capacity import Capacity
 from foreword.serve.check import check_request, new_token_limit
@@ -267,6 +267,8 @@ class RemoteEngine:
             self._end(row, "error", "the vLLM server ended the answer without a reason; try again")
         except TimeoutError:
             self._end(row, "deadline")
+        except UpstreamsDown as error:
+            self._end(row, "error", str(error), error.retry_after_sec)
         except ForewordError as error:
             self._end(row, "error", str(error))
         except Exception as error:  # whatever a server sends must not take the other rows along
@@ -290,11 +292,13 @@ class RemoteEngine:
             self._end(row, "cancelled")
         self._bell.set()
 
-    def _end(self, row: RemoteRow, reason: FinishReason, error: str | None = None) -> None:
+    def _end(
+        self, row: RemoteRow, reason: FinishReason, error: str | None = None, retry_after_sec: float | None = None
+    ) -> None:
         """End a row that has not ended of itself; harmless on one that has."""
         if self._leave(row, reason):
             text = row.text.finish() if row.text is not None else ""
-            row.ticket.put(Piece(row.index, (), text, (), reason, None, error))
+            row.ticket.put(Piece(row.index, (), text, (), reason, None, error, retry_after_sec))
 
     def _leave(self, row: RemoteRow, reason: FinishReason) -> bool:
         """Take a row out of the queue and off its ticket; False if that was done before."""

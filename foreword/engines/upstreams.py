@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from foreword.engines.vllm_wire import Chunk, UpstreamError, message_of, read_event
+from foreword.engines.vllm_wire import Chunk, UpstreamError, UpstreamsDown, message_of, read_event
 from foreword.errors import ConfigError
 
 SHARE = 1.25
@@ -90,7 +90,8 @@ class Upstreams:
         A server that cannot be reached or is full passes the request on, as long as nothing has come from it.
 
         Raises:
-            UpstreamError: no server takes it, one refuses it, or the stream breaks.
+            UpstreamsDown: no server takes it now.
+            UpstreamError: one refuses it, or the stream breaks.
         """
         why = "no vLLM server"
         for server in self.order(key):
@@ -109,7 +110,8 @@ class Upstreams:
                     raise UpstreamError(f"the vLLM server broke off in the middle of an answer ({why})") from None
             finally:
                 server.rows -= 1
-        raise UpstreamError(f"none of {len(self.servers)} vLLM servers takes requests now ({why}); try again")
+        text = f"none of {len(self.servers)} vLLM servers takes requests now ({why}); try again"
+        raise UpstreamsDown(text, DOWN_SEC)
 
     async def _ask(self, server: Server, body: dict[str, Any]) -> AsyncIterator[Chunk]:
         async with self._client.stream("POST", f"{server.url}/v1/completions", json=body) as answer:

@@ -22,6 +22,18 @@ class UpstreamError(ForewordError):
     """A vLLM server did not answer as it should."""
 
 
+class UpstreamsDown(UpstreamError):
+    """No vLLM server can be reached or has room; the same request may succeed later.
+
+    Attributes:
+        retry_after_sec: about when.
+    """
+
+    def __init__(self, message: str, retry_after_sec: float) -> None:
+        super().__init__(message)
+        self.retry_after_sec = retry_after_sec
+
+
 @dataclass(frozen=True)
 class Chunk:
     """One event of a stream: new tokens, their log probabilities if asked for, and the reason if it is the last."""

@@ -1,5 +1,6 @@
 """What a client gets: the engine's pieces and answers in OpenAI's formats."""
 
+import math
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Wording:
         """
         for row in answers:
             for answer in row:
-                check_end(answer.finish_reason, answer.error)
+                check_end(answer)
         choices = [
             self._choice(number * self.n + answer.index, self._echo(number) + answer.text, answer)
             for number, row in enumerate(answers)
@@ -63,7 +64,7 @@ class Wording:
             ApiError: the answer ended neither at its stop nor at its length.
         """
         if piece.finish_reason is not None:
-            check_end(piece.finish_reason, piece.error)
+            check_end(piece)
         index = number * self.n + piece.index
         first = index not in self._begun
         self._begun.add(index)
@@ -133,12 +134,14 @@ class Wording:
                 "text_offset": offsets}
 
 
-def check_end(reason: str, error: str | None) -> None:
-    """Let an answer pass that ended as OpenAI's answers do.
+def check_end(made: Answer | Piece) -> None:
+    """Let an answer, or its last piece, pass that ended as OpenAI's answers do.
 
     Raises:
-        ApiError: 504 its deadline passed, 503 the server stopped, 500 it could not be served.
+        ApiError: 504 its deadline passed, 503 the server stopped or what it asks is not to be had now, 500 the fault
+            is here.
     """
+    reason, error = made.finish_reason, made.error
     if reason in ENDS:
         return
     if reason == "deadline":
@@ -147,6 +150,9 @@ def check_end(reason: str, error: str | None) -> None:
     if reason == "cancelled":
         raise ApiError(503, "the server stopped before the answer was finished; ask again", code="cancelled",
                        headers={"Retry-After": "1"})
+    if made.retry_after_sec is not None:
+        raise ApiError(503, f"the answer could not be made now: {error}", code="unavailable",
+                       headers={"Retry-After": str(max(1, math.ceil(made.retry_after_sec)))})
     raise ApiError(500, f"the answer could not be made: {error or 'no reason given'}", code="answer_failed")
 
 

@@ -1,7 +1,8 @@
 """Batch files: every line of an uploaded file answered in the background, behind the requests that people wait for.
 
 A batch's state is a file of its own, and answers are appended as they come: after a crash or a restart the lines
-without an answer are asked again, those with one are not.
+without an answer are asked again, those with one are not. Where several servers share a store, one of them works on a
+batch, and another goes on with it when that one ends.
 """
 
 import asyncio
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from foreword.serve.answers import Wording
 from foreword.serve.ask import Asked, requests_of
+from foreword.serve.claims import claim
 from foreword.serve.faults import ApiError, from_validation, shown
 from foreword.serve.files import Files
 from foreword.serve.openai_api import wording_of
@@ -31,6 +33,10 @@ FOLDER = ".batches"
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
 MOST_LINES = 50_000
 AT_ONCE = 16  # lines of one batch under way; the queue's fairness does the rest
+LOOK_SEC = 1.0
+"""Between two looks for a wish of another server's to cancel a batch of ours."""
+ADOPT_SEC = 30.0
+"""Between two looks for batches that no server works on any more."""
 BEHIND = -1  # priority: people who wait go first
 KINDS: dict[str, type[CompletionRequest] | type[ChatRequest]] = {
     "/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest,
@@ -45,23 +51,30 @@ class Batches:
         self._service, self.files = service, Files(service.store)
         self._root = service.store / FOLDER
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._looking: asyncio.Task[None] | None = None
+        self._ended: set[Path] = set()  # states that were seen to have ended: they never change again
 
     def start(self) -> None:
-        """Go on with the batches that an earlier process left unfinished."""
+        """Go on with the batches that an earlier process left unfinished, now and whenever one is left."""
+        self.adopt()
+        self._looking = asyncio.get_running_loop().create_task(self._look())
+
+    def adopt(self) -> None:
+        """Go on with every batch that no server works on."""
         for path in sorted(self._root.glob("*/batch_*.json")) if self._root.is_dir() else ():
-            state = json.loads(path.read_text(encoding="utf-8"))
-            if state["status"] == "in_progress":
-                tenant = self._service.keyring.holder(state["key_id"])
+            if path.stem not in self._tasks and path not in self._ended and self._unfinished(path):
+                tenant = self._service.keyring.holder(json.loads(path.read_text(encoding="utf-8"))["key_id"])
                 if tenant is not None and tenant.name == path.parent.name:
-                    self._go(tenant, state)
+                    self._go(tenant, path)
                 else:
-                    self._fail(path, state, "the key that it was made with was revoked")
+                    self._give_up(path, "the key that it was made with was revoked")
 
     async def stop(self) -> None:
-        """Stop working; what is unfinished goes on at the next start."""
-        for task in self._tasks.values():
+        """Stop working; what is unfinished another server goes on with, or this one at the next start."""
+        tasks = [task for task in (self._looking, *self._tasks.values()) if task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def create(self, tenant: Tenant, asked: BatchRequest) -> State:
         """Begin a batch and return its state.
@@ -85,7 +98,7 @@ class Batches:
             state["error_file_id"], _ = self.files.make(tenant, "errors.jsonl", "batch_output")
         self._save(tenant, state)
         if not faults:
-            self._go(tenant, state)
+            self._go(tenant, self._path(tenant, state["id"]))
         return told(state)
 
     def state(self, tenant: Tenant, batch_id: str) -> State:
@@ -94,7 +107,7 @@ class Batches:
         Raises:
             ApiError: 404, the same for another tenant's and for none.
         """
-        path = self._root / tenant.name / f"{batch_id}.json"
+        path = self._path(tenant, batch_id)
         if not BATCH_ID.fullmatch(batch_id) or not path.is_file():
             raise ApiError(404, f"batch {shown(batch_id)} does not exist, or your key may not use it; GET /v1/batches "
                                 "lists what it may use", param="batch_id", code="batch_not_found")
@@ -109,25 +122,80 @@ class Batches:
     async def cancel(self, tenant: Tenant, batch_id: str) -> State:
         """Stop a batch and return its state; answers that are there stay.
 
+        One that another server works on is `cancelling` until that server sees the wish, about a second later.
+
         Raises:
             ApiError: 404.
         """
-        state = self.state(tenant, batch_id)
+        self.state(tenant, batch_id)
+        path = self._path(tenant, batch_id)
         task = self._tasks.pop(batch_id, None)
         if task is not None and not task.done():
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        path = self._root / tenant.name / f"{batch_id}.json"
+        held = claim(path.with_suffix(".lock"))
         full = json.loads(path.read_text(encoding="utf-8"))
-        if full["status"] == "in_progress":
-            full |= {"status": "cancelled", "completed_at": int(time.time())}
-            self._save(tenant, full)
-        return told(full) if full else state
+        if held is None:
+            path.with_suffix(".cancel").touch()
+            return told(full | ({"status": "cancelling"} if full["status"] == "in_progress" else {}))
+        try:
+            if full["status"] == "in_progress":
+                full |= {"status": "cancelled", "completed_at": int(time.time())}
+                self._save(tenant, full)
+        finally:
+            path.with_suffix(".cancel").unlink(missing_ok=True)
+            held.release()
+        return told(full)
 
-    def _go(self, tenant: Tenant, state: State) -> None:
+    async def _look(self) -> None:
+        """Do what other servers over this store wish, and go on with what they leave."""
+        adopt_at = time.monotonic() + ADOPT_SEC
+        while True:
+            await asyncio.sleep(LOOK_SEC)
+            try:
+                for batch_id in list(self._tasks):
+                    for wish in self._root.glob(f"*/{batch_id}.cancel"):
+                        await self.cancel(Tenant(wish.parent.name), batch_id)
+                if time.monotonic() >= adopt_at:
+                    self.adopt()
+                    adopt_at = time.monotonic() + ADOPT_SEC
+            except Exception:  # a store on a file system with moods must not end the look
+                self._service.log.exception("the look at batches failed; it goes on")
+
+    def _unfinished(self, path: Path) -> bool:
+        ends = json.loads(path.read_text(encoding="utf-8"))["status"] != "in_progress"
+        if ends:
+            self._ended.add(path)
+        return not ends
+
+    def _go(self, tenant: Tenant, path: Path) -> None:
+        """Work on a batch, unless another server does."""
+        held = claim(path.with_suffix(".lock"))
+        if held is None:
+            return
+        if not self._unfinished(path):  # it was finished between the look and the claim
+            held.release()
+            return
+        state = json.loads(path.read_text(encoding="utf-8"))
         task = asyncio.get_running_loop().create_task(self._work(tenant, state))
-        self._tasks[state["id"]] = task
-        task.add_done_callback(lambda _: self._tasks.pop(state["id"], None))
+        self._tasks[path.stem] = task
+
+        def end(_: object) -> None:
+            held.release()
+            if self._tasks.get(path.stem) is task:
+                del self._tasks[path.stem]
+
+        task.add_done_callback(end)
+
+    def _give_up(self, path: Path, why: str) -> None:
+        held = claim(path.with_suffix(".lock"))
+        if held is not None:
+            if self._unfinished(path):
+                self._fail(path, json.loads(path.read_text(encoding="utf-8")), why)
+            held.release()
+
+    def _path(self, tenant: Tenant, batch_id: str) -> Path:
+        return self._root / tenant.name / f"{batch_id}.json"
 
     async def _work(self, tenant: Tenant, state: State) -> None:
         """Answer every line that has no answer yet, some at a time, and note each answer at once."""
@@ -144,8 +212,9 @@ class Batches:
                         task.add_done_callback(lambda _: places.release())
             state |= {"status": "completed", "completed_at": int(time.time())}
             self._save(tenant, state)
+            self._path(tenant, state["id"]).with_suffix(".cancel").unlink(missing_ok=True)  # a wish that came too late
         except ApiError as error:  # a file was deleted meanwhile
-            self._fail(self._root / tenant.name / f"{state['id']}.json", state, str(error))
+            self._fail(self._path(tenant, state["id"]), state, str(error))
 
     async def _line(self, tenant: Tenant, state: State, line: dict[str, Any], good: Path, bad: Path) -> None:
         status, body = await self._answer(tenant, line)
@@ -179,16 +248,20 @@ class Batches:
             self._service.finish(admission, tickets)
 
     def _save(self, tenant: Tenant, state: State) -> None:
-        path = self._root / tenant.name / f"{state['id']}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        work = path.with_suffix(".writing")
-        work.write_text(json.dumps(state), encoding="utf-8")
-        work.replace(path)
+        _write(self._path(tenant, state["id"]), state)
 
     def _fail(self, path: Path, state: State, why: str) -> None:
         fault = {"code": "failed", "message": why, "param": None, "line": None}
         state |= {"status": "failed", "completed_at": int(time.time()), "errors": {"object": "list", "data": [fault]}}
-        path.write_text(json.dumps(state), encoding="utf-8")
+        _write(path, state)
+
+
+def _write(path: Path, state: State) -> None:
+    """Write a state so that a reader, also one on another machine, finds the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_suffix(".writing")
+    work.write_text(json.dumps(state), encoding="utf-8")
+    work.replace(path)
 
 
 async def _whole(wording: Wording, tickets: list[Ticket]) -> dict[str, Any]:

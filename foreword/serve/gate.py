@@ -97,7 +97,8 @@ class Seen:
 
     def __init__(self, scope: Any, service: Service) -> None:
         self._scope, self._service, self._begun = scope, service, time.monotonic()
-        self.id = f"req-{uuid.uuid4().hex}"
+        given = scope.get("state", {}).get("request_id")  # by what stands before us, which has checked it
+        self.id = given or f"req-{uuid.uuid4().hex}"
         self.tenant: Any = None
         self.status: int | None = None
         self.facts: dict[str, Any] = {}

@@ -20,7 +20,7 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
-        row |= {key: value for key, value in vars(record).items() if key not in STANDARD}
+        row |= {key: value for key, value in vars(record).items() if key not in STANDARD and not key.startswith("_ray")}
         if record.exc_info:
             row["traceback"] = self.formatException(record.exc_info)
         return json.dumps(row, default=str, ensure_ascii=False)

@@ -77,8 +77,7 @@ async def answer(service: Service, request: HttpRequest, tenant: Tenant, asked: 
         service.metrics.left.inc()
         return Response(status_code=499)
     except ApiError as error:
-        error.args = (service.hide(str(error)),)
-        raise
+        raise _hidden(service, error) from None
     finally:
         settle(service, request, admission, tickets)
 
@@ -104,10 +103,13 @@ def _stream(
     service: Service, request: HttpRequest, wording: Wording, admission: Admission, tickets: Sequence[Ticket]
 ) -> EventStream:
     async def source() -> AsyncIterator[bytes]:
-        async with contextlib.aclosing(merged(tickets)) as pieces:
-            async for number, piece in pieces:
-                for chunk in wording.chunk(number, piece):
-                    yield event(chunk)
+        try:
+            async with contextlib.aclosing(merged(tickets)) as pieces:
+                async for number, piece in pieces:
+                    for chunk in wording.chunk(number, piece):
+                        yield event(chunk)
+        except ApiError as error:
+            raise _hidden(service, error) from None
         last = wording.last(tickets)
         if last is not None:
             yield event(last)
@@ -119,6 +121,11 @@ def _stream(
         settle(service, request, admission, tickets)
 
     return EventStream(source(), stall_sec=service.wall.stall_sec, on_end=on_end)
+
+
+def _hidden(service: Service, error: ApiError) -> ApiError:
+    error.args = (service.hide(str(error)),)
+    return error
 
 
 def plain_model(service: Service) -> dict[str, Any]:

@@ -142,6 +142,7 @@ class Piece:
         finish_reason: set on the answer's last piece, and only there.
         stop: the stop string that ended it, if one did.
         error: for finish reason "error", the message.
+        retry_after_sec: for finish reason "error", when the same request may succeed; None if asking again is no cure.
     """
 
     index: int = 0
@@ -151,6 +152,7 @@ class Piece:
     finish_reason: FinishReason | None = None
     stop: str | None = None
     error: str | None = None
+    retry_after_sec: float | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class Answer:
     finish_reason: FinishReason
     stop: str | None = None
     error: str | None = None
+    retry_after_sec: float | None = None
 
 
 @dataclass(frozen=True)
@@ -302,4 +305,5 @@ def add_up(index: int, pieces: list[Piece]) -> Answer:
         last.finish_reason or "error",
         last.stop,
         last.error,
+        last.retry_after_sec,
     )

@@ -30,6 +30,7 @@ from foreword.serve.watch import Watch
 
 C = TypeVar("C", bound=ServeConfig)
 BACKLOG = 2048
+SWEEP_SHARED_SEC = 3600.0
 SILENCE_MS = 60_000  # the kernel drops a connection whose peer acknowledges nothing for so long
 
 
@@ -45,12 +46,7 @@ def serve(config: ServeConfig) -> int:
 
 def serve_with(config: C, make: Callable[[C, Path, Keyring], Service]) -> int:
     """Serve what `make` returns for a configuration, its store and its keys, until a signal, and return 0."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    store = Path(config.store).expanduser()
-    store.mkdir(parents=True, exist_ok=True)
-    keyring = Keyring(store)
-    check_open(config, keyring)
+    store, keyring = open_store(config)
     listener = bind(config)
     try:
         service = make(config, store, keyring)
@@ -61,6 +57,21 @@ def serve_with(config: C, make: Callable[[C, Path, Keyring], Service]) -> int:
             service.pool.close()
     finally:
         listener.close()
+
+
+def open_store(config: ServeConfig) -> tuple[Path, Keyring]:
+    """Return the store, made if it is missing, and its keys; PyTorch has the threads that it is to have.
+
+    Raises:
+        ConfigError: others could come in without a key.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    store = Path(config.store).expanduser()
+    store.mkdir(parents=True, exist_ok=True)
+    keyring = Keyring(store)
+    check_open(config, keyring)
+    return store, keyring
 
 
 def make_service(config: ServeConfig, store: Path, keyring: Keyring) -> Service:
@@ -88,7 +99,8 @@ def prepare(service: Service, config: ServeConfig, store: Path, facts: dict[str,
         if entry is not None:
             service.pool.pin(entry.id)
     tenants = store / TENANTS
-    swept = sweep([store, *(tenants.iterdir() if tenants.is_dir() else ())])
+    roots = [store, *(tenants.iterdir() if tenants.is_dir() else ())]
+    swept = sweep(roots, SWEEP_SHARED_SEC if config.shared else 0.0)
     service.log.info("starting", extra={"backbone": config.backbone, "store": str(store), "swept": swept,
                                         "keys": len(service.keyring.keys()), **facts})
 

@@ -56,6 +56,8 @@ class ServeConfig:
         drain_sec: how long SIGTERM waits for what is under way.
         watch_sec: between two looks at the store.
         open: listen beyond this machine without any key; everybody who reaches the port is the operator then.
+        shared: other servers work on the same store at the same time, so what looks like the rest of a killed upload
+            is removed only when it is an hour old.
         otel: send traces to an OpenTelemetry collector (OTEL_EXPORTER_OTLP_ENDPOINT says where).
         capacity, wall: limits of the engine and of the wire.
     """
@@ -74,6 +76,7 @@ class ServeConfig:
     drain_sec: float = 30.0
     watch_sec: float = 2.0
     open: bool = False
+    shared: bool = False
     otel: bool = False
     capacity: Capacity = field(default_factory=Capacity)
     wall: Wall = field(default_factory=Wall)

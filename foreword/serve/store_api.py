@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -199,10 +200,23 @@ def describe(service: Service, entry: Entry) -> dict[str, Any]:
             "created": entry.created, **facts}
 
 
-def sweep(roots: Sequence[Path]) -> int:
-    """Remove what uploads that a killed process left behind, and return how many there were."""
+def sweep(roots: Sequence[Path], age_sec: float = 0.0) -> int:
+    """Remove what uploads that a killed process left behind, and return how many there were.
+
+    Args:
+        roots: the directories of the store that uploads arrive in.
+        age_sec: what was touched within this time is spared, as another server may be at work on it.
+    """
     left = [path for root in roots for path in root.glob(".*") if path.name.startswith((".incoming.", ".checked."))
             or path.name.endswith(".gone")]
-    for path in left:
+    old = [path for path in left if age_sec == 0 or _age_sec(path) > age_sec]
+    for path in old:
         shutil.rmtree(path, ignore_errors=True)
-    return len(left)
+    return len(old)
+
+
+def _age_sec(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # another server has just removed it
+        return 0.0

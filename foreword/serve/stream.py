@@ -68,7 +68,8 @@ def event(body: Any) -> bytes:
 class EventStream(Response):
     """A response of server-sent events. `on_end` runs whatever happens; it is told whether the client had left.
 
-    The source stops at once when the client leaves, and when it takes nothing for `stall_sec`.
+    The source stops at once when the client leaves, and when it takes nothing for `stall_sec`. The status waits for
+    the source's first event, so what fails before it has a status of its own.
     """
 
     media_type = "text/event-stream"
@@ -81,30 +82,44 @@ class EventStream(Response):
         self._source, self._stall_sec, self._on_end = source, stall_sec, on_end
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Send everything, or stop when nobody listens."""
+        """Send everything, or stop when nobody listens.
+
+        Raises:
+            ApiError: the source failed before its first event; nothing was sent.
+        """
         left = True
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             left = not await _unless_gone(self._send(send), receive)
         except (OSError, TimeoutError):
             left = True
+        except ApiError:
+            left = False
+            raise
         finally:
             self._on_end(left)
 
     async def _send(self, send: Any) -> None:
+        begun = False
         async with contextlib.aclosing(self._safely()) as source:
             async for body in source:
+                if not begun:
+                    await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                    begun = True
                 async with asyncio.timeout(self._stall_sec):
                     await send({"type": "http.response.body", "body": body, "more_body": True})
         async with asyncio.timeout(self._stall_sec):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _safely(self) -> AsyncIterator[bytes]:
-        """The source; what goes wrong after the first byte becomes an event, as the status is sent already."""
+        """The source; what goes wrong after the first event becomes one, as the status is sent already."""
+        begun = False
         try:
             async for body in self._source:
+                begun = True
                 yield body
         except ApiError as error:
+            if not begun:
+                raise
             yield event(error.body())
             yield DONE
 

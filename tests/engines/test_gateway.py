@@ -235,6 +235,56 @@ def test_a_servers_fault_ends_the_answer_with_its_reason(backbone, tmp_path, fau
         assert engine.submit(Request((50,), None, 5)).result(30)[0].finish_reason == "length"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("state", ["gone", "busy"])
+def test_when_no_server_takes_it_a_request_is_told_to_come_back(backbone, store, tmp_path, state, stream):
+    stubs = [StubVllm(counting), StubVllm(counting)]
+    for stub in stubs:
+        stub.fault = "busy"
+    with running(backbone, tmp_path, *stubs) as engine, served(backbone, store, engine) as client:
+        if state == "gone":
+            for stub in stubs:
+                stub.close()
+        refused = ask(client, "p9", stream=stream)
+        assert refused.status_code == 503 and int(refused.headers["Retry-After"]) >= 1
+        error = refused.json()["error"]
+        assert error["type"] == "unavailable_error" and error["code"] == "unavailable" and error["param"] is None
+        assert "none of 2 vLLM servers takes requests now" in error["message"]
+        assert "foreword_clients_left_total 0.0" in client.get("/metrics").text  # nobody has left
+        if state == "busy":
+            for stub in stubs:
+                stub.fault = None
+            assert ask(client, "p9", stream=stream).status_code == 200
+
+
+def test_a_fault_that_asking_again_does_not_mend_stays_a_500(backbone, store, tmp_path):
+    stub = StubVllm(counting)
+    with running(backbone, tmp_path, stub) as engine, served(backbone, store, engine) as client:
+        for fault in ("refuse", "error", "break"):
+            stub.fault = fault
+            refused = ask(client, "plain")
+            assert refused.status_code == 500 and "Retry-After" not in refused.headers
+            assert refused.json()["error"]["code"] == "answer_failed"
+        stub.fault = "break"  # the status of a stream is out with its first event: what comes later is an event
+        assert '"answer_failed"' in ask(client, "plain", stream=True).text
+
+
+def test_a_batch_waits_until_a_server_is_back(backbone, store, tmp_path):
+    stub = StubVllm(counting)
+    stub.fault = "busy"
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions",
+            "body": {"model": "plain", "prompt": TEXT, "max_tokens": 3}}
+    with running(backbone, tmp_path / "prefixes", stub) as engine, served(backbone, tmp_path, engine) as client:
+        file = {"file": ("in.jsonl", json.dumps(line).encode())}
+        file_id = client.post("/v1/files", files=file, data={"purpose": "batch"}).json()["id"]
+        asked = {"input_file_id": file_id, "endpoint": "/v1/completions", "completion_window": "24h"}
+        batch = client.post("/v1/batches", json=asked).json()
+        wait_for(lambda: stub.bodies)
+        stub.fault = None
+        wait_for(lambda: client.get(f"/v1/batches/{batch['id']}").json()["status"] == "completed", 20)
+        assert client.get(f"/v1/batches/{batch['id']}").json()["request_counts"]["completed"] == 1
+
+
 def test_a_server_that_is_gone_or_full_passes_requests_on(backbone, tmp_path):
     gone, busy, good = StubVllm(counting), StubVllm(counting), StubVllm(counting)
     gone.close()

@@ -74,7 +74,7 @@ def _told(service: Service, piece: Piece) -> dict[str, Any]:
     made = {"text": piece.text, "tokens": len(piece.token_ids), "finish_reason": piece.finish_reason}
     try:
         if piece.finish_reason is not None:
-            check_end(piece.finish_reason, piece.error)
+            check_end(piece)
     except ApiError as error:
         made["error"] = service.hide(str(error))
     return made
