@@ -1,6 +1,6 @@
 """Draws the README's picture from a record of `recipe_table.py`: one bar a recipe, one dot a seed.
 
-python benchmarks/results_picture.py benchmarks/records/2026-11-24_e2e_table.json docs/results/e2e.svg
+python benchmarks/results_picture.py benchmarks/records/2026-11-25_e2e_table.json docs/results/e2e.svg
 """
 
 import argparse
@@ -18,6 +18,7 @@ NAMES = {
     "e2e_prompt20": "prompt of 20",
     "e2e_prefix5": "prefix of 5",
     "e2e_prefix10": "prefix of 10",
+    "e2e_prefix150": "prefix of 150",
     "e2e_fine_tune": "full fine-tuning",
 }
 

@@ -35,7 +35,7 @@ knows few facts and invents the rest.
 | context | {context} tokens (positions up to {positions}) |
 | copy-rich share of the rows | {copy:.0%}, in the decay {decay_copy:.0%} |
 | device | {device} |
-| recipe | `{name}.yaml` under `recipes/pretrain/`; the resolved config is in `pretraining.json` |
+| recipe | `{file}` under `recipes/pretrain/`; the resolved config is in `pretraining.json` |
 
 ## Data and licence
 
@@ -122,6 +122,7 @@ def write_card(facts: dict[str, Any], samples: list[tuple[str, str]]) -> str:
     rows = "\n".join(f"| {source} | {bits:.3f} |" for source, bits in sorted(facts["heldout"].items()))
     return _FRONT.format(
         name=recipe["name"],
+        file=f"{recipe['name'].removeprefix('foreword-')}.yaml",
         shape="A Llama-shaped decoder" if decoder else "A T5 v1.1-shaped encoder-decoder (embeddings tied)",
         objective=_OBJECTIVES[recipe["objective"]],
         unique=sum(stream["tokens"] for name, stream in streams.items() if name.startswith("train/")),

@@ -1,12 +1,15 @@
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from foreword import bundled_backbones
 from foreword.config import build, load_yaml
 from foreword.pretrain import PretrainConfig
 from foreword.pretrain.models import build_model
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "pretrain").glob("*.yaml"))
+CHAIN = ("-base", "-briefs1", "-briefs2", "")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -29,7 +32,9 @@ def test_adaptation_starts_from_the_recipe_beside_it():
             assert config.steps == base.steps * share // 100
 
 
-def test_the_briefs_go_on_from_the_shipped_decoder_with_its_tokenizer():
+def test_the_four_runs_of_the_shipped_decoder_go_on_from_one_another_with_one_tokenizer():
     folder = RECIPES[0].parent
-    last, base = (build(PretrainConfig, load_yaml(folder / f"decoder-6m{end}.yaml")) for end in ("-briefs", ""))
-    assert last.init == last.data.tokenizer == base.run / base.name / "backbone"
+    chain = [build(PretrainConfig, load_yaml(folder / f"decoder-6m{end}.yaml")) for end in CHAIN]
+    for before, after in pairwise(chain):
+        assert after.init == after.data.tokenizer == before.run / before.name / "backbone"
+    assert chain[-1].name in bundled_backbones()
