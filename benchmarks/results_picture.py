@@ -12,7 +12,7 @@ from markupsafe import escape
 
 from foreword.data.files import write_atomic
 
-WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 720, 26, 14, 150, 70, 44
+WIDTH, BAR, GAP, LEFT, RIGHT, TOP = 740, 26, 14, 170, 70, 44
 NAMES = {
     "untouched": "untouched backbone",
     "e2e_prompt20": "prompt of 20",
