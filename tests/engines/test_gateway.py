@@ -15,7 +15,6 @@ from backbones import make
 from stub_vllm import StubVllm, counting, exact
 
 from foreword.artifact import load_prompt, save_prompt
-from foreword.backbone import load_backbone
 from foreword.cli import main
 from foreword.engines.gateway import GatewayConfig
 from foreword.engines.prefix_files import digest_of
@@ -38,14 +37,6 @@ KINDS = {
 }
 TEXT = "the quick brown fox"
 """The HTTP face itself is tested in tests/serve; here is what changes with the engine behind it."""
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("backbone") / "plain", make("llama")
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-    return load_backbone(folder)
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,10 @@ import time
 from types import ModuleType, SimpleNamespace
 
 import pytest
-from backbones import make
 from fastapi.testclient import TestClient
 from stub_vllm import StubVllm, exact
 
 from foreword.artifact import save_prompt
-from foreword.backbone import load_backbone
 from foreword.engines.ray_replica import Labelled, Replica
 from foreword.engines.ray_settings import RayGatewayConfig, RayServeConfig
 from foreword.errors import ConfigError
@@ -23,14 +21,6 @@ from foreword.serve.engine import Engine
 from foreword.serve.tenants import Keyring
 
 TEXT = "the quick brown fox"
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("backbone") / "plain", make("llama")
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-    return load_backbone(folder)
 
 
 @pytest.fixture

@@ -13,12 +13,10 @@ import socket
 from types import SimpleNamespace
 
 import pytest
-from backbones import make
 from ray_kit import needs_ray, on_ray
 
 from foreword.artifact import load_prompt, save_prompt
 from foreword.artifact.directory import FILES
-from foreword.backbone import load_backbone
 from foreword.cli import main
 from foreword.config import build
 from foreword.engines.ray_settings import Fleet, RayGatewayConfig, RayServeConfig, deployment_options
@@ -34,14 +32,6 @@ TEXTS = ("the quick brown fox", "jumps", "over the lazy dog again and again")
 SCALING = ("ray.min_replicas=2", "ray.max_replicas=3", "ray.num_cpus=0.1", "ray.target_ongoing=3",
            "ray.look_back_sec=11", "ray.upscale_delay_sec=1", "wall.receive_sec=600")
 LABEL = "x-foreword-replica"
-
-
-@pytest.fixture(scope="module")
-def backbone(tmp_path_factory):
-    folder, made = tmp_path_factory.mktemp("backbone") / "plain", make("llama")
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-    return load_backbone(folder)
 
 
 def draw(backbone, spec, path, seed):
