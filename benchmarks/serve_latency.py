@@ -15,8 +15,8 @@ import tempfile
 from pathlib import Path
 
 from contenders import gpt2_model
+from live_server import fill, start
 from meters import machine
-from serve_soak import fill, start
 from transformers import AutoTokenizer
 
 from foreword.backbone import bundled_backbones, load_backbone
