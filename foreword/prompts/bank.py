@@ -114,7 +114,17 @@ def _gather(pair: tuple[BankKeys, BankKeys], slots: Tensor, dtype: torch.dtype) 
     if key.shape[0] == 1:  # one prompt for all rows: a view, not a copy for each row
         return key.expand(len(slots), -1, -1, -1), value.expand(len(slots), -1, -1, -1)
     index = slots.clamp(min=0)
-    return key[index], value[index]
+    return take_rows(key, index), take_rows(value, index)
+
+
+def take_rows(states: Tensor, index: Int[Tensor, " M"]) -> Tensor:
+    """Return `states[index]` with a backward pass that adds up in a fixed order.
+
+    Where an index repeats, plain indexing adds the gradients atomically on several CPU threads: their order, and so the
+    last bit, then depends on how busy the machine is. An embedding's backward gives each row to one thread (and sorts
+    on a GPU), and is faster.
+    """
+    return torch.nn.functional.embedding(index, states.flatten(1)).unflatten(1, states.shape[1:])
 
 
 def _stack(prompts: list[States], device: torch.device | str) -> dict[Site, tuple[BankKeys, BankKeys]]:
@@ -168,7 +178,7 @@ class RowLayout:
 
     def repack(self, output: Tensor) -> Tensor:
         """Return attention output [G, T_max, H, D] as the packed [1, N, H, D]."""
-        return output.flatten(0, 1)[self.place_of_token][None]
+        return take_rows(output.flatten(0, 1), self.place_of_token)[None]
 
     def _spread(self, states: Tensor) -> Tensor:
         heads, width = states.shape[1], states.shape[3]

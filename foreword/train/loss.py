@@ -15,7 +15,7 @@ from torch import Tensor
 from foreword.backbone import Backbone
 from foreword.errors import TrainingError
 from foreword.frozen import decoder_of, find_head, whole_losses
-from foreword.prompts.bank import PrefixKV
+from foreword.prompts.bank import PrefixKV, take_rows
 from foreword.prompts.batch import IGNORED, Row, pack, realise_all
 from foreword.prompts.inject import activate
 from foreword.prompts.padded import pad, pad_targets
@@ -72,10 +72,11 @@ def _packed(
     head = find_head(backbone)
     with activate(batch.injection):
         if head is None:
-            logits = backbone.model(**batch.inputs, logits_to_keep=batch.predict_at, use_cache=False).logits[0]
-            return whole_losses(logits, batch.labels), batch.target_of_label
+            keep, at = batch.predict_at.unique(return_inverse=True)  # targets of one source start at the same token
+            logits = backbone.model(**batch.inputs, logits_to_keep=keep, use_cache=False).logits[0]
+            return whole_losses(take_rows(logits, at), batch.labels), batch.target_of_label
         hidden = decoder_of(backbone)(**batch.inputs, use_cache=False).last_hidden_state[0]
-    return head.losses(hidden[batch.predict_at], batch.labels), batch.target_of_label
+    return head.losses(take_rows(hidden, batch.predict_at), batch.labels), batch.target_of_label
 
 
 def _apart(
@@ -111,7 +112,8 @@ def _padded(
         states = backbone.model.get_encoder()(**batch.inputs, **handed).last_hidden_state
     shared = None if injection is None else dataclasses.replace(injection, slots=injection.slots[owner])
     with activate(shared):
-        decoded = _decode(backbone, decoder_ids, states[owner], batch.inputs["attention_mask"][owner], head is None)
+        mask = batch.inputs["attention_mask"][owner]
+        decoded = _decode(backbone, decoder_ids, take_rows(states, owner), mask, head is None)
     at = labels != IGNORED
     losses = whole_losses(decoded[at], labels[at]) if head is None else head.losses(decoded[at], labels[at])
     return losses, torch.arange(len(owner), device=owner.device)[:, None].expand_as(labels)[at]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from backbones import FAMILIES, make
+from torch.utils._python_dispatch import TorchDispatchMode
 from toy import EXAMPLES, drawn_prompt, recipe
 
 from foreword.data.examples import Example
@@ -136,3 +137,47 @@ def test_dropout_draws_from_its_own_generator():
 def test_bad_batches_are_named(changes, field):
     with pytest.raises(ConfigError, match=field):
         TrainBatch(**changes)
+
+
+class RepeatedSums(TorchDispatchMode):
+    """Notes every `index_put` that adds to one place several times: on CPU threads, in an order of the moment."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "index_put" in func.__name__ and len(args) > 3 and args[3]:
+            index = [i for i in args[1] if i is not None and i.dtype != torch.bool]  # a mask repeats nothing
+            places = torch.stack(torch.broadcast_tensors(*index), -1).flatten(0, -2) if index else torch.zeros(0, 1)
+            if len(places.unique(dim=0)) < len(places):
+                self.found.append((func.__name__, tuple(args[0].shape)))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_guard_sees_what_it_guards_against():
+    table = torch.zeros(3, 2, requires_grad=True)
+    with RepeatedSums() as guard:
+        table[torch.tensor([0, 2, 2])].sum().backward()
+    assert [shape for _, shape in guard.found] == [(3, 2)]
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "bloom"])
+def test_no_gradient_is_added_up_in_an_order_of_the_moment(family):
+    """Several targets of one source, several rows of one prompt, several prompts: all sums have a fixed order."""
+    backbone = make(family)
+    shared = [Example(EXAMPLES[0].source_ids, e.target_ids) for e in EXAMPLES[:4]]
+    kinds = ["prompt"] if family == "bloom" else ["prefix", "prefix", "prompt"]
+    kinds += [] if backbone.is_encoder_decoder or family == "bloom" else ["infix"]
+    members = [
+        trainee(
+            backbone,
+            drawn_prompt(backbone, seed=number, kind=kind, length=3 + number),
+            [*shared, *EXAMPLES[4:]],
+            batch=TrainBatch(rows=8, share_sources=True, **FIXED),
+        )
+        for number, kind in enumerate(kinds)
+    ]
+    with RepeatedSums() as guard:
+        train_step(backbone, members, World())
+    assert guard.found == []
