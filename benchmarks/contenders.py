@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from peft import PrefixTuningConfig, get_peft_model
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Tokenizer, PreTrainedModel
+from transformers import GPT2Tokenizer, PreTrainedModel
 
 from foreword.backbone import wrap_backbone
 from foreword.data.batches import collate
@@ -49,13 +49,6 @@ class E2ERows:
                 by_source.setdefault(example.source_ids, []).append(example)
             order = [example for group in by_source.values() for example in group]
         return [order[at : at + rows] for at in range(0, count * rows, rows)]
-
-
-def gpt2_model(dtype: str, device: str, layers: int) -> PreTrainedModel:
-    """Return GPT-2 small's shape (12 layers: 124 M parameters) with random weights and no dropout."""
-    torch.manual_seed(0)
-    config = GPT2Config(n_layer=layers, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
-    return GPT2LMHeadModel(config).to(device, getattr(torch, dtype))
 
 
 class Contender(Protocol):

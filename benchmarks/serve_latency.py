@@ -14,10 +14,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from contenders import gpt2_model
 from live_server import fill, start
 from meters import machine
 from transformers import AutoTokenizer
+from workload import gpt2_model
 
 from foreword.backbone import bundled_backbones, load_backbone
 

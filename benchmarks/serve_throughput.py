@@ -19,7 +19,9 @@ from pathlib import Path
 
 import torch
 from meters import machine, matmul_ceiling
-from servers import Ours, Peft, Workload
+from peft_server import Peft
+from servers import Ours
+from workload import Workload
 
 
 def seconds(contender: Ours | Peft) -> float:

@@ -1,14 +1,11 @@
-"""Who serves the same prefixes to the same requests: Foreword's engine, and PEFT one adapter at a time."""
+"""Foreword's engine on the serving benchmarks' workload."""
 
 import argparse
-import random
-from dataclasses import dataclass, field
 
 import torch
-from contenders import gpt2_model
-from peft import PrefixTuningConfig, get_peft_model
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
+from workload import Workload, gpt2_model
 
 from foreword.backbone import wrap_backbone
 from foreword.prompts.soft_prompt import SoftPrompt, make_prompt
@@ -17,20 +14,6 @@ from foreword.serve.capacity import Capacity
 from foreword.serve.engine import Engine
 from foreword.serve.pool import Pool
 from foreword.serve.request import Request
-
-
-@dataclass
-class Workload:
-    """Requests of 8 to 32 tokens, all with `new_tokens` to make; prefixes of 10, 20, 50 and 100 tokens in turn."""
-
-    requests: int
-    new_tokens: int
-    lengths: tuple[int, ...] = (10, 20, 50, 100)
-    texts: list[tuple[int, ...]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        dice = random.Random(0)
-        self.texts = [tuple(dice.choices(range(1000, 50000), k=dice.randint(8, 32))) for _ in range(self.requests)]
 
 
 class Ours:
@@ -62,40 +45,3 @@ class Ours:
         """Stop the threads."""
         self.engine.stop()
         self.pool.close()
-
-
-class Peft:
-    """PEFT with the same prefixes: one adapter at a time, its requests in padded batches."""
-
-    def __init__(self, args: argparse.Namespace, work: Workload, prompts: list[SoftPrompt]) -> None:
-        self.work, self.batch, self.device = work, args.requests, args.device
-        base = gpt2_model("float32", args.device, args.layers).eval()
-        base.generation_config.eos_token_id = None
-        for number, prompt in enumerate(prompts):
-            config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=prompt.length)
-            if number == 0:
-                self.model = get_peft_model(base, config, adapter_name="p0")
-            else:
-                self.model.add_adapter(f"p{number}", config)
-            self.model.prompt_encoder[f"p{number}"].embedding.weight.data.copy_(prompt.table("decoder"))
-        self.model.eval()
-        self.groups = [list(range(n, work.requests, len(prompts))) for n in range(len(prompts))]
-
-    @torch.no_grad()
-    def run(self) -> list[list[int]]:
-        """Return all answers' tokens."""
-        made: dict[int, list[int]] = {}
-        for number, group in enumerate(self.groups):
-            self.model.set_adapter(f"p{number}")
-            for at in range(0, len(group), self.batch):
-                made |= self._batch(group[at : at + self.batch])
-        return [made[n] for n in range(self.work.requests)]
-
-    def _batch(self, members: list[int]) -> dict[int, list[int]]:
-        texts = [self.work.texts[n] for n in members]
-        longest = max(map(len, texts))
-        ids = torch.tensor([[0] * (longest - len(t)) + list(t) for t in texts], device=self.device)
-        mask = torch.tensor([[0] * (longest - len(t)) + [1] * len(t) for t in texts], device=self.device)
-        options = {"max_new_tokens": self.work.new_tokens, "do_sample": False, "pad_token_id": 0}
-        out = self.model.generate(input_ids=ids, attention_mask=mask, **options)
-        return dict(zip(members, out[:, longest:].tolist(), strict=True))

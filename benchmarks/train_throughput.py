@@ -18,9 +18,10 @@ import sys
 from pathlib import Path
 
 import torch
-from contenders import Contender, E2ERows, Ours, Peft, gpt2_model, gradient_difference
+from contenders import Contender, E2ERows, Ours, Peft, gradient_difference
 from meters import Clock, machine, matmul_ceiling, peak_bytes, reset_peak
 from torch.utils.flop_counter import FlopCounterMode
+from workload import gpt2_model
 
 from foreword.data.examples import Example
 

@@ -27,7 +27,7 @@ def world(request, tmp_path_factory):
 def test_mixed_requests_equal_their_single_runs_cold_and_warm(world, measure, request):
     backbone, prompts, files, llm, _ = world
     cases = kit.cases_for(backbone, prompts, files, each=3, plain=12)
-    assert len(files) >= 12 and {file.head.length for file in files.values()} >= {1, 128}
+    assert len(files) >= 12 and {file.head.length for file in files.values()} >= {1, 200}
     family = request.node.callspec.params["world"]
     measure("vLLM cold, log p", family, kit.check(cases, kit.run(llm, cases)), kit.TOLERANCE)
     random.Random(1).shuffle(cases)

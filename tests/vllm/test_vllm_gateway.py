@@ -61,7 +61,7 @@ def world(tmp_path_factory):
     (folder / "prefixes").mkdir()
     backbone = kit.backbone_in(folder / "plain", "llama")
     prompts = kit.prompts_for(backbone)
-    prompts |= {f"more-{n}": kit.drawn(backbone, kit.PromptSpec(length=5 * n + 1), 50 + n) for n in range(17)}
+    prompts |= {f"more-{n}": kit.drawn(backbone, kit.PromptSpec(length=5 * n + 1), 50 + n) for n in range(16)}
     assert len(prompts) == 32
     kit.saved(prompts, backbone, folder / "store")
     transfer = {"kv_connector": "ForewordConnector", "kv_role": "kv_both",

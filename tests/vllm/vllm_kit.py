@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
 }
-LENGTHS = (1, 2, 3, 5, 8, 13, 21, 31, 32, 33, 64, 65, 96, 127, 128)
+LENGTHS = (1, 2, 3, 5, 8, 13, 21, 31, 32, 33, 64, 65, 96, 127, 128, 200)
 BLOCK = 32
 TOLERANCE = 2e-5  # of log probabilities in float32
 
@@ -74,7 +74,7 @@ def backbone_in(folder: Path, family: str) -> Backbone:
 
 
 def prompts_for(backbone: Backbone) -> dict[str, SoftPrompt]:
-    """Return prefixes and prompt-tuned prompts (which export compiled) of lengths 1 to 128."""
+    """Return prefixes and prompt-tuned prompts (which export compiled) of lengths 1 to 200."""
     mlp, after = {"reparam": "mlp", "reparam_width": 8}, {"kind": "prompt", "placement": "after_bos"}
     kinds = ({}, {"kind": "prompt"}, mlp, after)
     specs = [PromptSpec(length=length, **kinds[i % len(kinds)]) for i, length in enumerate(LENGTHS)]
