@@ -8,7 +8,9 @@ Notation: N new tokens of the step, lying end to end in one row of the model; K 
 for each of them; D head width; R rows of a shelf; S positions that the longest of them has; P virtual tokens.
 """
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -177,29 +179,45 @@ def read(part: Reading, site: Site, query: Tensor, call: AttentionCall) -> Parti
 def share(part: Sharing, site: Site, query: Tensor, call: AttentionCall) -> Partial:
     """Return what tokens see of their rows' prefixes; where there is none at this site, their lse is -inf.
 
-    Two matrix products for each distinct prefix, with the softmax of all of them done at once: with many forewords
-    the number of small operations is what costs.
+    Two matrix products for each distinct prefix, with the softmax of all of them done at once. With many forewords
+    these products are many and small, so what costs is what surrounds them: heads come first ([K, n * G, D]), so that
+    a run of tokens is a view that the product takes as it is.
     """
-    queries = query[part.tokens] * _scaling(query, call)  # [n, K, G, D]
-    runs = [(*prefix.states[site], rows) for prefix, rows in part.runs if site in prefix.states]
-    scores = torch.full((*queries.shape[:3], part.longest), -torch.inf, dtype=query.dtype, device=query.device)
-    for key, _, rows in runs:
-        scores[rows, ..., : key.shape[1]] = _product(queries[rows], key.transpose(1, 2))
+    width = query.shape[2]
+    queries = (query[part.tokens] * _scaling(query, call)).transpose(0, 1).flatten(1, 2)  # [K, n * G, D]
+    runs = [
+        (*prefix.states[site], slice(rows.start * width, rows.stop * width))
+        for prefix, rows in part.runs
+        if site in prefix.states
+    ]
+    scores = torch.full((*queries.shape[:2], part.longest), -torch.inf, dtype=query.dtype, device=query.device)
+    with _one_thread(len(runs), query.device):
+        for key, _, rows in runs:
+            scores[:, rows, : key.shape[1]] = torch.bmm(queries[:, rows], key.transpose(1, 2))
     hidden = None
     if call.window is not None:
         past = part.positions[:, None] - torch.arange(part.longest, device=query.device) >= call.window
-        hidden = (past & ~part.always_visible[:, None])[:, None, None]
+        hidden = (past & ~part.always_visible[:, None]).repeat_interleave(width, 0)
     weights, lse = _softmax(scores, hidden, call)
-    out = queries.new_zeros(*queries.shape[:3], runs[0][1].shape[-1])
-    for key, value, rows in runs:
-        out[rows] = _product(weights[rows, ..., : key.shape[1]].to(value.dtype), value)
-    return Partial(out, lse)
+    out = queries.new_zeros(*queries.shape[:2], runs[0][1].shape[-1])
+    with _one_thread(len(runs), query.device):
+        for key, value, rows in runs:
+            out[:, rows] = torch.bmm(weights[:, rows, : key.shape[1]].to(value.dtype), value)
+    return _unfold(Partial(out, lse), width)
 
 
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """Return [n, K, G, A] times [K, A, B] as [n, K, G, B], with one matrix product for each of the K heads."""
-    width = left.shape[2]
-    return torch.matmul(left.transpose(0, 1).flatten(1, 2), right).unflatten(1, (-1, width)).transpose(0, 1)
+@contextlib.contextmanager
+def _one_thread(products: int, device: torch.device, few: int = 8) -> Iterator[None]:
+    """Do many small products on the calling thread: waking another one for each takes longer than the product."""
+    threads = torch.get_num_threads()
+    if products <= few or threads == 1 or device.type != "cpu":
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, call: AttentionCall) -> Partial:
