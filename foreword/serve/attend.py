@@ -191,7 +191,7 @@ def share(part: Sharing, site: Site, query: Tensor, call: AttentionCall) -> Part
         if site in prefix.states
     ]
     scores = torch.full((*queries.shape[:2], part.longest), -torch.inf, dtype=query.dtype, device=query.device)
-    with _one_thread(len(runs), query.device):
+    with one_thread(len(runs), query.device):
         for key, _, rows in runs:
             scores[:, rows, : key.shape[1]] = torch.bmm(queries[:, rows], key.transpose(1, 2))
     hidden = None
@@ -200,14 +200,14 @@ def share(part: Sharing, site: Site, query: Tensor, call: AttentionCall) -> Part
         hidden = (past & ~part.always_visible[:, None]).repeat_interleave(width, 0)
     weights, lse = _softmax(scores, hidden, call)
     out = queries.new_zeros(*queries.shape[:2], runs[0][1].shape[-1])
-    with _one_thread(len(runs), query.device):
+    with one_thread(len(runs), query.device):
         for key, value, rows in runs:
             out[:, rows] = torch.bmm(weights[:, rows, : key.shape[1]].to(value.dtype), value)
     return _unfold(Partial(out, lse), width)
 
 
 @contextlib.contextmanager
-def _one_thread(products: int, device: torch.device, few: int = 8) -> Iterator[None]:
+def one_thread(products: int, device: torch.device, few: int = 8) -> Iterator[None]:
     """Do many small products on the calling thread: waking another one for each takes longer than the product."""
     threads = torch.get_num_threads()
     if products <= few or threads == 1 or device.type != "cpu":
