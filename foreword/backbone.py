@@ -29,6 +29,7 @@ from foreword.prompts.bank import States
 from foreword.prompts.inject import Recorder, activate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DEFAULT = "foreword-decoder-6m"
 VOLATILE_CONFIG_KEYS = ("transformers_version", "_name_or_path", "dtype", "torch_dtype", "architectures", "use_cache")
 
 
@@ -175,9 +176,10 @@ def wrap_backbone(
 
 
 def bundled_backbones() -> dict[str, Path]:
-    """Return the directories of the backbones that ship with the package, by name."""
+    """Return the directories of the backbones that ship with the package, by name; the first is the default."""
     root = Path(__file__).parent / "assets" / "backbones"
-    return {path.parent.name: path.parent for path in sorted(root.glob("*/config.json"))}
+    names = sorted((path.parent.name for path in root.glob("*/config.json")), key=lambda n: (n != _DEFAULT, n))
+    return {name: root / name for name in names}
 
 
 def _resolve(source: str) -> str:

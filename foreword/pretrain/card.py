@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ knows few facts and invents the rest.
 | context | {context} tokens (positions up to {positions}) |
 | copy-rich share of the rows | {copy:.0%}, in the decay {decay_copy:.0%} |
 | device | {device} |
-| recipe | `{file}` under `recipes/pretrain/`; the resolved config is in `pretraining.json` |
+| recipe | `{file}` under `recipes/pretrain/`; resolved in `pretraining.json`, its losses in `loss_curve.jsonl` |
 
 ## Data and licence
 
@@ -75,9 +76,9 @@ safety training. Text of the novels is a century old and shows the views of its 
 
 
 def save_backbone(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any]
+    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, facts: dict[str, Any], curve: Path
 ) -> Path:
-    """Write weights in bfloat16, config, tokenizer, `pretraining.json` and the card; return the directory.
+    """Write weights in bfloat16, config, tokenizer, facts, loss curve and the card; return the directory.
 
     The model given stays in its own precision.
     """
@@ -87,6 +88,7 @@ def save_backbone(
     _name_tokenizer_class(folder)
     (folder / "pretraining.json").write_text(json.dumps(facts, indent=2), encoding="utf-8")
     (folder / "README.md").write_text(write_card(facts, sample_texts(model, tokenizer)), encoding="utf-8")
+    shutil.copy(curve, folder / "loss_curve.jsonl")
     return folder
 
 

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrained
 
 from foreword.config import build, dump_yaml, load_yaml, override, to_dict
 from foreword.errors import BackboneError, ConfigError, TrainingError
-from foreword.pretrain.batch import Loss, Objective, make_batch, row_context
+from foreword.pretrain.ahead import Ahead
+from foreword.pretrain.batch import Batch, Loss, Objective, compile_blocks, make_batch, row_context
 from foreword.pretrain.card import save_backbone
 from foreword.pretrain.measure import Ruler
 from foreword.pretrain.models import Family, build_model, count_parameters
@@ -100,7 +100,11 @@ class Run:
         self.ruler = Ruler(self.tokenizer, heldout, config.context)
         self.model = self._model().to(self.device)
         self.optimizers = build_optimizers(self.model, config.optim)
-        self.loss = Loss(config.compile, fixed_shapes=config.objective != "prefix_lm")
+        self.loss = Loss(config.compile)
+        # Prefix-LM splits give a batch many shapes, and compiling each took longer than a whole adaptation.
+        if config.compile and config.objective != "prefix_lm":
+            compile_blocks(self.model)
+        self.ahead = Ahead(self._batches, depth=4 if self.device.type == "cuda" else 0)
         self.progress = Progress(stop=config.steps)
         self.began = time.monotonic()
         self.first_step = 0  # of this process
@@ -126,10 +130,10 @@ class Run:
         """Make one optimiser step; return its mean loss (nats a target) and gradient norm."""
         config, step = self.config, self.progress.step
         set_lr(self.optimizers, lr_factor(config.optim, step, self.progress.stop, self.progress.decay_start))
-        batches = [batch.to(self.device) for batch in self._batches(step)]
+        batches = self.ahead.take(step)
         targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
         total = torch.zeros((), device=self.device)
-        for batch in batches:
+        for batch in (batch.to(self.device) for batch in batches):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 loss = self.loss.per_target(self.model, batch).sum() / targets
             loss.backward()
@@ -140,13 +144,15 @@ class Run:
             optimizer.zero_grad(set_to_none=True)
         return {"loss": total, "grad_norm": norm}
 
-    def _batches(self, step: int) -> Iterator[Any]:
-        """Yield the micro-batches of a step, a function of (seed, step) alone."""
-        config = self.config
+    def _batches(self, step: int) -> list[Batch]:
+        """Return the micro-batches of a step, a function of (seed, step) alone."""
+        config, batches = self.config, []
         rng = np.random.default_rng([config.seed, step])
         for micro in range(config.accumulation):
             rows = self._mixture(step).rows(step * config.accumulation + micro, config.micro_rows)
-            yield make_batch(config.objective, rows, rng, self.model.config.vocab_size, config.split_multiple)
+            batch = make_batch(config.objective, rows, rng, self.model.config.vocab_size, config.split_multiple)
+            batches.append(batch.pinned() if self.device.type == "cuda" else batch)
+        return batches
 
     def _mixture(self, step: int) -> Mixture:
         start = self.progress.decay_start
@@ -190,6 +196,7 @@ class Run:
         length = round(config.optim.decay_share / (1 - config.optim.decay_share) * progress.step)
         if spent + pace * length >= config.deadline_sec:
             progress.decay_start, progress.stop = progress.step, progress.step + length
+            self.ahead.forget()  # the decay has a mixture of its own
 
     def _log(self, metrics: dict[str, Any]) -> None:
         loss = float(metrics["loss"])
@@ -256,7 +263,9 @@ class Run:
             "before": None if self.config.init is None else _life_of(self.config.init),
             **scores,
         }
-        return save_backbone(self.folder / "backbone", self.model, self.tokenizer, facts)
+        return save_backbone(
+            self.folder / "backbone", self.model, self.tokenizer, facts, curve=self.folder / "metrics.jsonl"
+        )
 
 
 def _life_of(backbone: Path) -> dict[str, Any] | None:

@@ -5,18 +5,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from transformers import PreTrainedModel
 
-from foreword.pretrain.models import is_embedding
-from foreword.pretrain.muon import MuonFloat32
+from foreword.pretrain.models import is_embedding, matrix_scale
+from foreword.pretrain.muon import StackedMuon
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Rates are at the top of the schedule. They serve all sizes (see models.py on width scaling)."""
 
-    kind: Literal["muon", "muon_float32", "adamw"] = "muon"  # muon is PyTorch's, its iteration in bfloat16
+    # `muon` is PyTorch's, its iteration in bfloat16; the others with a type are ours, over stacks of matrices.
+    kind: Literal["muon", "muon_float32", "muon_bfloat16", "adamw"] = "muon"
     matrix_lr: float = 0.03  # of Muon; of AdamW it is multiplied by 64 / fan-in, muP's rule
     embedding_lr: float = 0.008
     weight_decay: float = 0.01  # of matrices, times their rate
@@ -29,35 +31,41 @@ class OptimConfig:
 def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[Optimizer]:
     """Return the optimisers; every parameter is in exactly one of them."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if p.dim() == 2 and not is_embedding(name)]
-    chosen = {id(p) for p in matrices}
+    matrices = [(p, matrix_scale(name, model.config)) for name, p in named if p.dim() == 2 and not is_embedding(name)]
+    chosen = {id(p) for p, _ in matrices}
     others = [p for _, p in named if id(p) not in chosen]
     fused = others[0].device.type == "cuda"
     rest = {"params": others, "lr": config.embedding_lr, "weight_decay": 0.0}
     if config.kind != "adamw":
-        muon: Optimizer
-        if config.kind == "muon":
-            muon = torch.optim.Muon(
-                matrices,
-                lr=config.matrix_lr,
-                weight_decay=config.weight_decay,
-                momentum=0.95,
-                adjust_lr_fn="original",  # × sqrt(max(1, fan-out / fan-in)): the spectral condition
-            )
-        else:
-            muon = MuonFloat32(matrices, lr=config.matrix_lr, weight_decay=config.weight_decay)
         adam = torch.optim.AdamW([rest], betas=(0.9, 0.95), fused=fused)
-        optimizers: list[Optimizer] = [muon, adam]
+        optimizers: list[Optimizer] = [_muon(matrices, config), adam]
     else:
         groups = [
-            {"params": [p], "lr": config.matrix_lr * 64 / p.shape[1], "weight_decay": config.weight_decay}
-            for p in matrices
+            {"params": [p], "lr": config.matrix_lr * scale * 64 / p.shape[1], "weight_decay": config.weight_decay}
+            for p, scale in matrices
         ]
         optimizers = [torch.optim.AdamW([rest, *groups], betas=(0.9, 0.95), fused=fused)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["top_lr"] = group["lr"]
     return optimizers
+
+
+def _muon(matrices: list[tuple[Tensor, float]], config: OptimConfig) -> Optimizer:
+    """Return a Muon with a parameter group for every scale of the rate."""
+    groups = [
+        {"params": [p for p, own in matrices if own == scale], "lr": config.matrix_lr * scale}
+        for scale in sorted({own for _, own in matrices}, reverse=True)
+    ]
+    if config.kind == "muon":
+        return torch.optim.Muon(
+            groups,
+            weight_decay=config.weight_decay,
+            momentum=0.95,
+            adjust_lr_fn="original",  # × sqrt(max(1, fan-out / fan-in)): the spectral condition
+        )
+    dtype = torch.float32 if config.kind == "muon_float32" else torch.bfloat16
+    return StackedMuon(groups, lr=config.matrix_lr, weight_decay=config.weight_decay, dtype=dtype)
 
 
 def lr_factor(config: OptimConfig, step: int, steps: int, decay_start: int | None = None) -> float:

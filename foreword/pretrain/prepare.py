@@ -158,7 +158,11 @@ def _tokenizer(
     config: DataConfig, folder: Path, train: dict[str, list[str]], lexicon: Lexicon
 ) -> PreTrainedTokenizerFast:
     if config.tokenizer is not None:
-        shutil.copytree(config.tokenizer, folder)
+        # The directory may be a backbone's, whose weights and card are not wanted here.
+        folder.mkdir()
+        for pattern in ("*token*.json", "vocab*", "merges*"):
+            for file in sorted(config.tokenizer.glob(pattern)):
+                shutil.copy(file, folder)
         return load_tokenizer(folder)
     sample = list(_sample(config, train, lexicon))
     save_tokenizer(order_by_frequency(train_bpe(sample, config.vocabulary), sample), folder)

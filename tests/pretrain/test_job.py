@@ -9,6 +9,8 @@ from foreword.config import build, load_yaml, override
 from foreword.errors import ConfigError, ForewordError, TrainingError
 from foreword.pretrain import pretrain
 from foreword.pretrain.__main__ import main
+from foreword.pretrain.ahead import Ahead
+from foreword.pretrain.batch import compile_blocks
 from foreword.pretrain.job import PretrainConfig, Run, read_metrics
 
 
@@ -51,6 +53,25 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one(
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
 
 
+def test_batches_made_ahead_are_the_steps_own(recipe: Path, tmp_path: Path):
+    job = Run(build(PretrainConfig, override(load_yaml(recipe), [f"run={tmp_path}"])))
+    ahead = Ahead(job._batches, depth=3)
+    for step in (0, 1, 2, 5):
+        made, wanted = ahead.take(step), job._batches(step)
+        assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(made, wanted, strict=True))
+    ahead.forget()
+    assert not ahead.coming and torch.equal(ahead.take(6)[0].inputs, job._batches(6)[0].inputs)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
+def test_compiled_blocks_give_the_plain_loss(recipe: Path, tmp_path: Path):
+    job = Run(build(PretrainConfig, override(load_yaml(recipe), [f"run={tmp_path}"])))
+    batch = job._batches(0)[0]
+    plain = job.loss.per_target(job.model, batch)
+    compile_blocks(job.model)
+    torch.testing.assert_close(job.loss.per_target(job.model, batch), plain, rtol=1e-5, atol=1e-5)
+
+
 def test_checkpoints_report_bits_per_byte_by_source_and_copying(recipe: Path):
     folder = run(recipe).parent
     measured = [line for line in read_metrics(folder) if "heldout" in line]
@@ -67,7 +88,7 @@ def test_accumulation_does_not_change_the_gradient(recipe: Path):
         for n, m, a in (("split", 3, 2), ("whole", 6, 1))
     )
     for job in (split, whole):
-        batches = list(job._batches(0))
+        batches = job._batches(0)
         targets = sum(int((b.targets >= 0).sum()) for b in batches)
         for batch in batches:
             (job.loss.per_target(job.model, batch).sum() / targets).backward()
@@ -105,7 +126,7 @@ def test_loss_is_the_models_own(recipe: Path):
                 override(load_yaml(recipe), [f"name={objective}", f"family={family}", f"objective={objective}"]),
             )
         )
-        batch = next(iter(job._batches(0)))
+        batch = job._batches(0)[0]
         ours = job.loss.per_target(job.model, batch).sum() / (batch.targets >= 0).sum()
         inputs = {"input_ids": batch.inputs}
         if batch.decoder_inputs is not None:

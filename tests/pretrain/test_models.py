@@ -5,7 +5,7 @@ import torch
 
 from foreword.errors import ConfigError
 from foreword.pretrain.models import build_model, count_parameters
-from foreword.pretrain.muon import MuonFloat32, orthogonalise
+from foreword.pretrain.muon import StackedMuon, orthogonalise
 from foreword.pretrain.optim import OptimConfig, build_optimizers, decay_steps, lr_factor
 
 
@@ -36,12 +36,23 @@ def test_an_unknown_size_names_the_nearest():
         build_model("decoder", "20mm", 100, 64, 0)
 
 
-@pytest.mark.parametrize("kind", ["muon", "muon_float32", "adamw"])
+@pytest.mark.parametrize("kind", ["muon", "muon_float32", "muon_bfloat16", "adamw"])
 @pytest.mark.parametrize("family", ["decoder", "t5"])
 def test_every_parameter_has_one_optimiser(family: str, kind: str):
     model = build_model(family, "tiny", 100, 64, 0)
     held = [p for o in build_optimizers(model, OptimConfig(kind=kind)) for g in o.param_groups for p in g["params"]]
     assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["muon", "muon_float32", "adamw"])
+def test_t5_queries_learn_at_the_rate_of_the_attention_scale_they_carry(kind: str):
+    model = build_model("t5", "tiny", 100, 64, 0)
+    queries = {id(p) for name, p in model.named_parameters() if name.endswith(".q.weight")}
+    groups = [g for o in build_optimizers(model, OptimConfig(kind=kind)) for g in o.param_groups]
+    of_queries = {g["lr"] for g in groups for p in g["params"] if id(p) in queries}
+    same_shape = {g["lr"] for g in groups for p in g["params"] if p.shape == (32, 32) and id(p) not in queries}
+    assert len(queries) == 3 and len(of_queries) == 1
+    assert max(of_queries) == pytest.approx(min(same_shape) * model.config.d_kv**-0.5)
 
 
 def test_schedule_warms_up_holds_and_decays():
@@ -53,27 +64,37 @@ def test_schedule_warms_up_holds_and_decays():
     assert lr_factor(config, 40, 80, decay_start=40) == 1.0 and lr_factor(config, 50, 80, decay_start=40) == 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(192, 512), (512, 192), (64, 64)])
-def test_muon_in_float32_is_pytorchs_but_for_rounding(shape: tuple[int, int]):
+def test_stacked_muon_is_pytorchs_but_for_rounding(shape: tuple[int, int], dtype: torch.dtype):
     generator = torch.Generator().manual_seed(0)
-    start = torch.randn(shape, generator=generator)
-    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    starts = [torch.randn(shape, generator=generator) for _ in range(3)]
+    ours, theirs = ([torch.nn.Parameter(start.clone()) for start in starts] for _ in range(2))
     options = {"lr": 0.03, "weight_decay": 0.01, "momentum": 0.95}
     optimizers = [
-        MuonFloat32([ours], **options),
-        torch.optim.Muon([theirs], **options, adjust_lr_fn="original"),
+        StackedMuon(ours, **options, dtype=dtype),
+        torch.optim.Muon(theirs, **options, adjust_lr_fn="original"),
     ]
     for _ in range(4):
-        gradient = torch.randn(shape, generator=generator)
-        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        for one, other in zip(ours, theirs, strict=True):
+            gradient = torch.randn(shape, generator=generator)
+            one.grad, other.grad = gradient.clone(), gradient.clone()
         for optimizer in optimizers:
             optimizer.step()
-    moved = (ours - start).norm()
-    assert moved > 0.4 and (ours - theirs).norm() < 0.02 * moved  # bfloat16 keeps 8 bits
+    for start, one, other in zip(starts, ours, theirs, strict=True):
+        moved = (one - start).norm()
+        assert moved > 0.4 and (one - other).norm() < 0.02 * moved  # bfloat16 keeps 8 bits
+
+
+def test_a_matrix_without_a_gradient_stays():
+    still, moving = (torch.nn.Parameter(torch.ones(4, 4)) for _ in range(2))
+    moving.grad = torch.eye(4)
+    StackedMuon([still, moving], lr=0.1).step()
+    assert torch.equal(still, torch.ones(4, 4)) and not torch.equal(moving, torch.ones(4, 4))
 
 
 def test_orthogonalise_brings_singular_values_near_one():
-    matrix = torch.randn(40, 90, generator=torch.Generator().manual_seed(0))
-    for given in (matrix, matrix.T):
+    matrices = torch.randn(2, 40, 90, generator=torch.Generator().manual_seed(0))
+    for given in (matrices, matrices.mT):
         values = torch.linalg.svdvals(orthogonalise(given))
         assert orthogonalise(given).shape == given.shape and values.min() > 0.5 and values.max() < 1.3

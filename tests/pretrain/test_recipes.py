@@ -1,15 +1,15 @@
-from itertools import pairwise
+import json
 from pathlib import Path
 
 import pytest
 
 from foreword import bundled_backbones
-from foreword.config import build, load_yaml
+from foreword.config import build, load_yaml, to_dict
 from foreword.pretrain import PretrainConfig
+from foreword.pretrain.job import _shippable
 from foreword.pretrain.models import build_model
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes" / "pretrain").glob("*.yaml"))
-CHAIN = ("-base", "-briefs1", "-briefs2", "")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
@@ -32,9 +32,18 @@ def test_adaptation_starts_from_the_recipe_beside_it():
             assert config.steps == base.steps * share // 100
 
 
-def test_the_four_runs_of_the_shipped_decoder_go_on_from_one_another_with_one_tokenizer():
-    folder = RECIPES[0].parent
-    chain = [build(PretrainConfig, load_yaml(folder / f"decoder-6m{end}.yaml")) for end in CHAIN]
-    for before, after in pairwise(chain):
-        assert after.init == after.data.tokenizer == before.run / before.name / "backbone"
-    assert chain[-1].name in bundled_backbones()
+def test_all_recipes_have_one_mixture_and_the_bundled_tokenizer():
+    configs = [build(PretrainConfig, load_yaml(path)) for path in RECIPES]
+    assert len({json.dumps(to_dict(config.data)) for config in configs}) == 1
+    assert configs[0].data.tokenizer.name == next(iter(bundled_backbones()))
+
+
+@pytest.mark.parametrize("name", bundled_backbones())
+def test_a_shipped_backbone_says_the_recipe_that_lies_here(name: str):
+    folder = bundled_backbones()[name]
+    facts = json.loads((folder / "pretraining.json").read_text())
+    config = build(PretrainConfig, load_yaml(RECIPES[0].with_name(f"{name.removeprefix('foreword-')}.yaml")))
+    assert facts["recipe"] == _shippable(config)
+    curve = [json.loads(line) for line in (folder / "loss_curve.jsonl").read_text().splitlines()]
+    assert curve[-1]["step"] == facts["steps"] == config.steps and curve[-1]["heldout"] == facts["heldout"]
+    assert curve[-1]["tokens"] == facts["tokens"] == config.steps * config.micro_rows * config.context

@@ -1,0 +1,124 @@
+"""Held-out bits per byte of pretraining runs by source, with the compute spent, as a table, a record and a picture.
+
+    python benchmarks/pretraining_table.py runs/pretrain/foreword-decoder-* \
+        --record benchmarks/records/DATE_pretraining --picture docs/results/pretraining.svg
+
+Compute is 6 × parameters (embeddings included, for they are the output matrix) × tokens; attention's own products are
+left out. The picture is of decoders: size against bits per byte, both axes logarithmic, with the least-squares line.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from markupsafe import escape
+
+from foreword.data.files import write_atomic
+from foreword.pretrain.corpus import NATURAL_WEIGHTS
+
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 740, 380, 50, 210, 44, 50
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return the figures of one finished run directory."""
+    facts = json.loads((folder / "backbone" / "pretraining.json").read_text(encoding="utf-8"))
+    timing = json.loads((folder / "timing.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    natural = [bits for source, bits in facts["heldout"].items() if source in NATURAL_WEIGHTS]
+    return {
+        "parameters": facts["parameters"],
+        "steps": facts["steps"],
+        "tokens": facts["tokens"],
+        "flop": 6 * facts["parameters"] * facts["tokens"],
+        "sec": timing["sec"],
+        "device": facts["device"],
+        "heldout": {name: round(bits, 4) for name, bits in sorted(facts["heldout"].items())},
+        "natural_mean": round(sum(natural) / len(natural), 4),
+        "copy": {name: round(value, 4) for name, value in facts["copy"].items()},
+    }
+
+
+def table(runs: dict[str, dict[str, Any]]) -> str:
+    """Return a Markdown table: a row a source, a column a run."""
+    names = sorted(runs, key=lambda name: runs[name]["parameters"])
+    rows = [
+        ["parameters", *(f"{runs[n]['parameters']:,}" for n in names)],
+        ["tokens", *(f"{runs[n]['tokens'] / 1e6:.0f} M" for n in names)],
+        ["compute, FLOP", *(f"{runs[n]['flop']:.1e}" for n in names)],
+    ]
+    sources = sorted(set.intersection(*(set(runs[n]["heldout"]) for n in names)))
+    rows += [[source, *(f"{runs[n]['heldout'][source]:.3f}" for n in names)] for source in sources]
+    rows.append(["mean of the natural sources", *(f"{runs[n]['natural_mean']:.3f}" for n in names)])
+    head = ["", *(name.removeprefix("foreword-") for name in names)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def picture(runs: dict[str, dict[str, Any]]) -> str:
+    """Return an SVG that reads on light and dark paper."""
+    ordered = sorted(runs.values(), key=lambda run: run["parameters"])
+    sizes = np.log10([run["parameters"] for run in ordered])
+    series = {
+        "Wikipedia": [run["heldout"]["wikipedia_en"] for run in ordered],
+        "mean of natural": [run["natural_mean"] for run in ordered],
+    }
+    logs = np.log10(np.array(list(series.values())))
+    low, high = logs.min() - 0.01, logs.max() + 0.01
+
+    def x(size: float) -> float:
+        return LEFT + (size - sizes[0]) / (sizes[-1] - sizes[0]) * (WIDTH - LEFT - RIGHT)
+
+    def y(bits: float) -> float:
+        return TOP + (high - bits) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    def words(across: float, down: float, text: str, more: str = "") -> str:
+        return f'<text x="{across:.1f}" y="{down:.1f}" {more}>{escape(text)}</text>'
+
+    def line(start: tuple[float, float], end: tuple[float, float], more: str) -> str:
+        return f'<line x1="{start[0]:.1f}" y1="{start[1]:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" {more}/>'
+
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}"',
+        'font-family="sans-serif" font-size="13">',
+        "<style>text{fill:#1f2328}.a{fill:#3d6ea5;stroke:#3d6ea5}.b{fill:#b5651d;stroke:#b5651d}.g{stroke:#8c959f}"
+        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.a{fill:#7aa7d9;stroke:#7aa7d9}"
+        ".b{fill:#e0a070;stroke:#e0a070}}text{stroke:none}</style>",
+        words(8, 22, "Decoders: parameters against held-out bits per byte", 'font-size="15" font-weight="600"'),
+    ]
+    middle, faint = 'text-anchor="middle"', 'opacity=".7"'
+    for bits in np.arange(1.0, 2.5, 0.1):
+        if low <= np.log10(bits) <= high:
+            height = y(np.log10(bits))
+            lines.append(line((LEFT, height), (WIDTH - RIGHT, height), 'class="g" opacity=".3"'))
+            lines.append(words(LEFT - 8, height + 4, f"{bits:.1f}", 'text-anchor="end"'))
+    for size, run in zip(sizes, ordered, strict=True):
+        lines.append(words(x(size), HEIGHT - BOTTOM + 20, f"{run['parameters'] / 1e6:.1f} M", middle))
+        lines.append(words(x(size), HEIGHT - BOTTOM + 38, f"{run['tokens'] / 1e6:.0f} M tokens", f"{middle} {faint}"))
+    for kind, (name, values) in zip("ab", series.items(), strict=True):
+        found = np.log10(values)
+        slope, offset = np.polyfit(sizes, found, 1)
+        start, end = ((x(size), y(slope * size + offset)) for size in (sizes[0], sizes[-1]))
+        lines.append(line(start, end, f'class="{kind}" stroke-dasharray="5 4" {faint}'))
+        for size, value in zip(sizes, found, strict=True):
+            lines.append(f'<circle class="{kind}" cx="{x(size):.1f}" cy="{y(value):.1f}" r="4"/>')
+        lines.append(words(WIDTH - RIGHT + 12, y(found[-1]) + 4, f"{name}, slope {slope:.3f}"))
+    return "\n".join([*lines, "</svg>\n"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="run directories of `foreword pretrain`")
+    parser.add_argument("--record", type=Path, help="write FILE.json and FILE.txt")
+    parser.add_argument("--picture", type=Path, help="write an SVG of the decoders among the runs")
+    args = parser.parse_args()
+    runs = {folder.name: read_run(folder) for folder in args.runs}
+    print(text := table(runs))
+    if args.record:
+        write_atomic(args.record.with_suffix(".json"), json.dumps(runs, indent=1) + "\n")
+        write_atomic(args.record.with_suffix(".txt"), text + "\n")
+    if args.picture:
+        write_atomic(args.picture, picture({name: run for name, run in runs.items() if "decoder" in name}))
+
+
+if __name__ == "__main__":
+    main()
