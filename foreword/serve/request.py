@@ -249,7 +249,8 @@ class Ticket:
     def listen(self, listener: Callable[[Piece], None]) -> None:
         """Have `listener` called with every piece: those that are there at once, later ones in the engine's thread.
 
-        It must return quickly, as all rows wait for it meanwhile.
+        It must return quickly, as all rows wait for it meanwhile. What it raises over a piece that is there reaches the
+        caller; over a later one it ends the listening.
         """
         with self._changed:
             for piece in self._pieces:

@@ -4,6 +4,7 @@ import asyncio
 import random
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -269,7 +270,8 @@ def test_a_row_or_listener_that_fails_harms_no_other(gpt2):
 
     with Engine(gpt2, capacity=SMALL) as engine:
         tickets = [engine.submit(Request((5, 6, n), max_tokens=6)) for n in range(7, 10)]
-        tickets[0].listen(leave)
+        with suppress(RuntimeError):  # it is the caller's where a piece is there already
+            tickets[0].listen(leave)
         broken = engine.submit(Request((5, 6), max_tokens=9))
         broken.request.__dict__["logprobs"] = "many"  # a fault inside handing out
         answers = [ticket.result(30)[0] for ticket in tickets]
