@@ -43,12 +43,12 @@ def configs(out: Path, backbone: str | None = None, steps: int | None = None) ->
         steps: of the venues run; the others take a smaller share of it.
     """
     steps = steps or 200
-    # A direct prefix holds keys and values of size about 1, so rates near 1 are what moves it (docs/LOG.md).
+    # A direct prefix holds keys and values of size 1 to 2: it takes a rate that would wreck weights (docs/LOG.md).
     shared, mixed = TrainBatch(rows=16, share_sources=True), TrainBatch(rows=32)
     runs = (
-        _config(out, "venues", PromptSpec(kind="prefix", length=10), 1.0, steps, shared),
+        _config(out, "venues", PromptSpec(kind="prefix", length=10), 0.3, steps, shared),
         _config(out, "sentiment", PromptSpec(kind="prompt", length=20), 5e-2, steps * 2 // 5, mixed),
-        _config(out, "headlines", PromptSpec(kind="prefix", length=5), 1.0, steps // 2, shared),
+        _config(out, "headlines", PromptSpec(kind="prefix", length=5), 0.3, steps // 2, shared),
     )
     chosen = [dataclasses.replace(run, backbone=dataclasses.replace(run.backbone, source=backbone)) for run in runs]
     return [resolve(run) for run in chosen]
