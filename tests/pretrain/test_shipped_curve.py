@@ -11,17 +11,18 @@ from foreword.config import build, load_yaml, override
 from foreword.pretrain import PretrainConfig
 from foreword.pretrain.job import Run
 
-NAME, STEPS = "foreword-decoder-1.5m", 50
+NAME, STEPS = "foreword-decoder-1.5m", 30
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 def test_the_smallest_recipe_gives_the_shipped_curve_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     if not os.environ.get("FOREWORD_DATA"):
         pytest.skip("needs FOREWORD_DATA with corpora/")
     monkeypatch.chdir(ROOT)  # the recipe names its tokenizer from there
-    # FOREWORD_PACKED names data packed before; packing takes some six minutes, as many more for the steps.
+    # FOREWORD_PACKED names data packed before; packing takes some six minutes, the steps three.
     packed = os.environ.get("FOREWORD_PACKED", str(tmp_path / "data"))
     settings = ["device=cpu", "precision=float32", "micro_rows=16", "accumulation=4"]
     recipe = load_yaml(ROOT / "recipes" / "pretrain" / f"{NAME.removeprefix('foreword-')}.yaml")
@@ -40,4 +41,4 @@ def test_the_smallest_recipe_gives_the_shipped_curve_on_a_cpu(tmp_path: Path, mo
             compared += 1
             print(f"step {step}: {loss:.5f}, shipped {shipped[step]:.5f}, ratio - 1 {loss / shipped[step] - 1:+.1e}")
             assert loss == pytest.approx(shipped[step], rel=5e-3), step  # the shipped run multiplied in bfloat16
-    assert compared == 6
+    assert compared == 4
