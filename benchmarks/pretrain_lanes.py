@@ -13,7 +13,8 @@ the other; lanes go on at the same time and share the device:
     - [{recipe: decoder-60m, until: 1.0}]        # decays in time to end at this share of `--sec`
     - [{recipe: t5-6m, until: 0.8}, {recipe: t5-6m-lm10, of: t5-6m, share: 0.1}]  # a share of that run's steps
 
-The decoders in docs/PRETRAINING.md were made this way: 60 M; 20 M; 6 M until 0.52, then 1.5 M; each to the end.
+The decoders in docs/PRETRAINING.md were made by this script's first form, four lanes of 528 s: 60 M; 20 M; 6 M until
+0.52, t5-1.5m until 0.74 and 1.5 M to the end; t5-6m until 0.83.
 """
 
 import argparse
@@ -49,7 +50,7 @@ def pack(data: Path, out: Path, parts: int) -> None:
             pieces.append((f"{path.parent.name}@{path.stem}@{index:03d}", blob[start : start + PIECE_BYTES]))
     with ThreadPoolExecutor() as pool:
         packed = list(pool.map(lambda piece: lzma.compress(piece[1], filters=FILTERS), pieces))
-    share, filled = sum(map(len, packed)) / parts, [0] * parts
+    filled = [0] * parts
     firsts = [name.endswith("@000") for name, _ in pieces]
     for index in sorted(range(len(pieces)), key=lambda i: not firsts[i]):
         part = 0 if firsts[index] else min(range(parts), key=lambda p: filled[p])
@@ -59,7 +60,7 @@ def pack(data: Path, out: Path, parts: int) -> None:
         (folder / f"{pieces[index][0]}.xz").write_bytes(packed[index])
     shutil.copy(data / "manifest.json", out / "part0")
     shutil.copytree(data / "tokenizer", out / "part0" / "tokenizer", dirs_exist_ok=True)
-    print(f"{len(pieces)} pieces; bytes by part: {filled}, even would be {share:.0f}")
+    print(f"{len(pieces)} pieces; bytes by part: {filled}")
 
 
 def assemble(carry: Path, work: Path) -> Path:

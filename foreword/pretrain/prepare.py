@@ -61,7 +61,7 @@ def prepare(config: DataConfig) -> Path:
     tokens and digests of every stream and the overlap report.
 
     Raises:
-        ConfigError: the directory was made from another config.
+        ConfigError: the directory was made from another config, or `tokenizer` holds none.
         DataError: a corpus is missing.
     """
     manifest = config.folder / "manifest.json"
@@ -74,6 +74,11 @@ def prepare(config: DataConfig) -> Path:
                     f"data.{name} = {value!r}, but {str(manifest)!r} has {found.get(name)!r}; name a new folder"
                 )
         return config.folder
+    if config.tokenizer is not None and not (config.tokenizer / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"data.tokenizer = {str(config.tokenizer)!r} holds no tokenizer.json; name the directory of a tokenizer or "
+            "of a backbone (recipes name it from the repository's root), or leave it out to train one"
+        )
     # Everything is written beside the final place, so a killed preparation leaves no half-made directory.
     partial = config.folder.with_name(config.folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -185,3 +185,10 @@ def test_the_resolved_config_is_written_first_and_reads_back(recipe: Path):
     facts = (folder / "backbone" / "pretraining.json").read_text()
     assert json.loads(facts)["recipe"]["steps"] == 1
     assert str(recipe.parent) not in facts  # no path of the machine ships
+
+
+def test_a_tokenizer_that_is_not_there_is_named(recipe: Path, tmp_path: Path):
+    settings = [f"data.folder={tmp_path / 'new'}", f"data.tokenizer={tmp_path / 'none'}", f"run={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"data\.tokenizer = .*none.* holds no tokenizer\.json"):
+        run(recipe, *settings)
+    assert not (tmp_path / "new").exists()

@@ -8,7 +8,9 @@ import pytest
 
 from foreword import bundled_backbones
 from foreword.config import build, load_yaml, override
+from foreword.errors import DataError
 from foreword.pretrain import PretrainConfig
+from foreword.pretrain.corpus import corpus_path
 from foreword.pretrain.job import Run
 
 NAME, STEPS = "foreword-decoder-1.5m", 30
@@ -19,8 +21,10 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.timeout(3600)
 @pytest.mark.filterwarnings("ignore")  # the compiler warns of itself
 def test_the_smallest_recipe_gives_the_shipped_curve_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    if not os.environ.get("FOREWORD_DATA"):
-        pytest.skip("needs FOREWORD_DATA with corpora/")
+    try:
+        corpus_path("wikipedia_en")
+    except DataError as error:
+        pytest.skip(str(error))
     monkeypatch.chdir(ROOT)  # the recipe names its tokenizer from there
     # FOREWORD_PACKED names data packed before; packing takes some six minutes, the steps three.
     packed = os.environ.get("FOREWORD_PACKED", str(tmp_path / "data"))
