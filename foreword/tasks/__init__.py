@@ -7,6 +7,7 @@ from foreword.tasks.classification import cb, mrpc, qqp, rte, sst2
 from foreword.tasks.headlines import headlines_task
 from foreword.tasks.news import cnn_dm, extrapolation_loader, news_to_sports, within_news, xsum
 from foreword.tasks.own import OwnTask, own_task, task_from_yaml
+from foreword.tasks.paraphrase import webnlg_paraphrase
 from foreword.tasks.questions import MRQA_SETS, mrqa, squad, xquad_en
 from foreword.tasks.sentiment import sentiment_task
 from foreword.tasks.summarise import aeslc, dialogsum
@@ -31,6 +32,7 @@ TASKS: dict[str, Task] = {
     "rte": rte(),
     "cb": cb(),
     "qqp": qqp(),
+    "webnlg_paraphrase": webnlg_paraphrase(),
     "boolq": boolq(),
     "copa": copa(),
     "multirc": multirc(),
