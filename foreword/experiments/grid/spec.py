@@ -1,12 +1,12 @@
 """What a grid is: a base recipe, axes that vary it, what every run is scored on, and what the page shows.
 
-base:  {task: e2e, backbone: {source: foreword-decoder-6m}, steps: 1000}
-axes:
-length: {field: prompt.length, values: [1, 10, 20]}      # one field
-method:                                                  # named groups of fields
-prefix: {prompt.kind: prefix, optim.lr: 1.0}
-fine_tune: {method: fine_tune, optim.lr: 5.0e-4}
-seed: [0, 1, 2]                                          # a field of that name
+    base: {task: e2e, backbone: {source: foreword-decoder-6m}, steps: 1000}
+    axes:
+      length: {field: prompt.length, values: [1, 10, 20]}      # one field
+      method:                                                  # named groups of fields
+        prefix: {prompt.kind: prefix, optim.lr: 0.1}
+        fine_tune: {method: fine_tune, optim.lr: 5.0e-4}
+      seed: [0, 1, 2]                                          # a field of that name
 """
 
 import itertools
