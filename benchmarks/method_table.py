@@ -58,8 +58,13 @@ def process_seconds(rows: list[dict[str, float]]) -> float:
 
 def stored_bytes(artifact: Path) -> int:
     """Return the bytes that must be kept: tensors (not those that only training needs), or a written prompt's text."""
-    if is_baseline(artifact) and (saved := read_baseline(artifact)).method == "written":
-        return sum(len(text.encode()) for pair in saved.content["examples"] for text in pair)
+    if is_baseline(artifact):
+        saved = read_baseline(artifact)
+        if saved.method == "written":
+            return sum(len(text.encode()) for pair in saved.content["examples"] for text in pair)
+        if saved.method == "autoprompt":
+            words = [word for found in (saved.content.get("label_words") or {}).values() for word in found]
+            return len("".join([saved.content["text"], *words]).encode())
     return sum(p.stat().st_size for p in artifact.glob("*.safetensors") if p.name != "training.safetensors")
 
 

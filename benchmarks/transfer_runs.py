@@ -17,7 +17,7 @@ from foreword.data.files import write_atomic
 from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.tasks import Task, get_task
 from foreword.train.job import load_data, resume, train
-from foreword.train.record import ARTIFACT, CHECKPOINTS, read_config
+from foreword.train.record import ARTIFACT, CONFIG, read_config
 from foreword.train.run import make_learner
 from foreword.train.run_config import RunConfig
 
@@ -117,7 +117,7 @@ class Study:
             "seed": seed_of(source, task, seed),
         }
         self.tell(f"training {label(source)} {task} {name} seed {seed}")
-        if place.is_dir() and any((place / CHECKPOINTS).glob("*")):
+        if (place / CONFIG).is_file():  # begun and stopped, perhaps before its first checkpoint
             resume(place, progress=False)
         else:
             train(build(RunConfig, tree), progress=False)

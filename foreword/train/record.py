@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -194,6 +195,14 @@ def read_config(run_dir: str | Path, wanted: Recipe | None = None) -> RunConfig:
     if changed:
         raise ConfigError(f"a resumed run keeps its config: {'; '.join(changed)}; start a new run_dir for a change")
     return saved
+
+
+def usage(step: int, seconds: float, trained: int, device: torch.device) -> dict[str, Any]:
+    """Return the last row of times.jsonl: what a run took, in parameters, seconds of this process and bytes."""
+    found = {"step": step, "seconds": round(seconds, 3), "trained": trained, "peak_bytes": peak_bytes()}
+    if device.type == "cuda":
+        found["device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return found
 
 
 def peak_bytes() -> int:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from foreword.train.dev import Best, Evaluator, evaluate_step
 from foreword.train.learner import Learner, PromptLearner
 from foreword.train.parallel import World
 from foreword.train.progress import Display
-from foreword.train.record import ARTIFACT, Checkpoint, RunRecord, peak_bytes, read_best, read_latest
+from foreword.train.record import ARTIFACT, Checkpoint, RunRecord, read_best, read_latest, usage
 from foreword.train.run_config import Recipe
 from foreword.train.step import StepReport, Trainee
 from foreword.train.track import Sink, open_sinks
@@ -195,7 +194,9 @@ class Run:
             recipe = {key: value for key, value in to_dict(self.recipe).items() if key != "run_dir"}
             facts = {"recipe": recipe, "scores": self._scores(), "data_digest": self.data.digest}
             artifact = self.learner.save(self.run_dir / ARTIFACT, **facts)
-            self.record.times(self._usage())
+            trained = sum(parameter.numel() for parameter in self.trainee.parameters.values())
+            seconds = time.monotonic() - self.started
+            self.record.times(usage(self.trainee.step, seconds, trained, self.backbone.device))
         self.learner.training(False)
         self.world.wait()
         steps = self.trainee.step
@@ -209,15 +210,6 @@ class Run:
             sink.close()
         if self.record is not None:
             self.record.close()
-
-    def _usage(self) -> dict[str, Any]:
-        """Return what the run took: trained parameters, seconds of this process, and its peaks of memory in bytes."""
-        count = sum(parameter.numel() for parameter in self.trainee.parameters.values())
-        seconds = round(time.monotonic() - self.started, 3)
-        usage = {"step": self.trainee.step, "seconds": seconds, "trained": count, "peak_bytes": peak_bytes()}
-        if self.backbone.device.type == "cuda":
-            usage["device_peak_bytes"] = torch.cuda.max_memory_allocated(self.backbone.device)
-        return usage
 
     def _scores(self) -> dict[str, float]:
         scores = {"train_loss": self.final_loss}

@@ -30,7 +30,7 @@ from foreword.tasks import get_task
 from foreword.train.dev import Best, Evaluator
 from foreword.train.parallel import World
 from foreword.train.progress import Display
-from foreword.train.record import ARTIFACT, Checkpoint, RunRecord, read_latest
+from foreword.train.record import ARTIFACT, Checkpoint, RunRecord, read_latest, usage
 from foreword.train.run import TrainResult
 from foreword.train.run_config import BackboneConfig, RunConfig
 from foreword.train.track import open_sinks
@@ -240,6 +240,7 @@ class TriggerRun:
         artifact = found.save(run_dir / ARTIFACT, self.prepared.backbone, self.config.autoprompt, **facts)
         self.display.say(f"found {found.text(self.prepared.backbone.tokenizer)!r}")
         seconds = time.monotonic() - self.started
+        self.record.times(usage(self.iteration, seconds, 0, self.prepared.backbone.device))
         best_step = self.best.step if self.config.dev.every else self.iteration
         return TrainResult(
             run_dir, artifact, self.iteration, self.final_loss, self.best.value, best_step, None, seconds

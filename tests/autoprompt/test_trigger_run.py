@@ -83,6 +83,13 @@ def test_predictions_are_the_most_probable_labels(saved, tmp_path):
     assert found.scores["autoprompt"].metrics["accuracy"] == pytest.approx(sum(right) / len(right))
 
 
+def test_what_a_search_took_ends_its_times(gpt2, tmp_path):
+    done = run(tmp_path, gpt2, steps=3)
+    rows = [json.loads(line) for line in (done.run_dir / "times.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert rows[-1]["trained"] == 0 and 50e6 < rows[-1]["peak_bytes"] < 1e11
+    assert rows[-1]["seconds"] >= rows[-2]["seconds"]
+
+
 def test_the_artefact_holds_ids_words_and_text(saved, tmp_path):
     done = run(tmp_path, saved, steps=3)
     told = json.loads((done.artifact_dir / MANIFEST).read_text(encoding="utf-8"))

@@ -1,5 +1,7 @@
 """What a grid is: a base recipe, axes that vary it, what every run is scored on, and what the page shows.
 
+For example:
+
     base: {task: e2e, backbone: {source: foreword-decoder-6m}, steps: 1000}
     axes:
       length: {field: prompt.length, values: [1, 10, 20]}      # one field
