@@ -133,7 +133,7 @@ def family_lines(relatives: Sequence[list[list[float]]], tasks: Sequence[str]) -
 def write_summary(study: Study, summary: dict[str, Any]) -> Path:
     """Write summary.json, summary.md and summary.html, and return the page."""
     write_atomic(study.out / "summary.json", json.dumps(_strict(summary), indent=2, allow_nan=False) + "\n")
-    sections = [Section(title, [Prose(text), _table(rows)]) for title, text, rows in _parts(summary) if rows]
+    sections = [Section(title, [Prose(text), *_blocks(rows)]) for title, text, rows in _parts(summary) if rows]
     first = (
         f"{len(study.settings.tasks)} tasks, {study.settings.seeds} seeds, {study.settings.kind} of "
         f"{study.settings.length}, {study.settings.steps} steps on {label(study.settings.backbone)}; pairs "
@@ -168,8 +168,12 @@ def _parts(summary: dict[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]
     ]
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
-    return Table(list(rows[0]), [[_cell(value) for value in row.values()] for row in rows], digits=3)
+def _blocks(rows: Sequence[dict[str, Any]]) -> list[Table | Prose]:
+    """Return a table of figures, and what they say in words below it: sentences would squeeze the columns."""
+    names = [name for name in rows[0] if name != "verdict"]
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    said = [f"{', '.join(filter(None, (r.get('pair'), r['start'])))}: {r['verdict']}." for r in rows if "verdict" in r]
+    return [Table([name.replace("_", " ") for name in names], cells, digits=3), *map(Prose, said)]
 
 
 def _cell(value: object) -> Any:

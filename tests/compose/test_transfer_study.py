@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,12 @@ def test_the_study_runs_in_small_and_goes_on_where_it_stopped(tmp_path, kind):
     again = run()
     assert re.search(r"\d s  (training|making) ", done.stdout)
     assert again.returncode == 0 and not re.search(r"\d s  (training|making|carrying) ", again.stdout)
+    assert (tmp_path / "study" / "summary.json").read_text(encoding="utf-8") == text
+    stopped = tmp_path / "study" / "runs" / Path(model).name / "mrpc" / "own-s0"  # as if before its first checkpoint
+    for part in ("artifact", "checkpoints"):
+        shutil.rmtree(stopped / part)
+    shutil.rmtree(tmp_path / "study" / "pieces")
+    assert run().returncode == 0
     assert (tmp_path / "study" / "summary.json").read_text(encoding="utf-8") == text
     other = run("--rows", "3")
     assert other.returncode != 0 and "other settings" in other.stderr
