@@ -14,6 +14,7 @@ LABEL_LIMITS = GenerationLimits(max_new_tokens=8)
 
 MRPC_COLUMNS = {"sentence1": "#1 String", "sentence2": "#2 String"}
 MRPC_DEV_ROWS = 408
+PARAPHRASE_LABELS = ("not_equivalent", "equivalent")
 
 
 def t5_source(row: dict[str, Any], columns: dict[str, str], where: str) -> str:
@@ -49,7 +50,7 @@ def load_sst2(split: str) -> list[Record]:
 def load_mrpc(split: str) -> list[Record]:
     """Return MRPC records; dev is 408 training rows chosen by digest (as many as GLUE's own list, not that list)."""
     file = "test" if split == "test" else "train"
-    words = {"0": "not_equivalent", "1": "equivalent"}
+    words = dict(zip("01", PARAPHRASE_LABELS, strict=True))
     relative = f"glue/mrpc/msr_paraphrase_{file}.txt"
     records = labelled(relative, "the Microsoft Research paraphrase corpus", MRPC_COLUMNS, "Quality", words, "tsv")
     if split == "test":
@@ -106,7 +107,7 @@ def mrpc() -> Task:
         loader=load_mrpc,
         metrics=("t5_f1", "accuracy"),
         generation=LABEL_LIMITS,
-        labels=("not_equivalent", "equivalent"),
+        labels=PARAPHRASE_LABELS,
         template="sentence1: ... sentence2: ... -> not_equivalent | equivalent",
         licence="MSR research licence (Microsoft Research paraphrase corpus)",
     )

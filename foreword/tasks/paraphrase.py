@@ -4,11 +4,9 @@ import hashlib
 from collections.abc import Sequence
 
 from foreword.data.records import Record
-from foreword.tasks.classification import LABEL_LIMITS, t5_source
+from foreword.tasks.classification import LABEL_LIMITS, PARAPHRASE_LABELS, t5_source
 from foreword.tasks.table_to_text import load_webnlg
 from foreword.tasks.task import Task
-
-LABELS = ("not_equivalent", "equivalent")  # MRPC's words, so that a prompt of one can be read on the other
 
 
 def load_webnlg_paraphrase(split: str) -> list[Record]:
@@ -63,14 +61,14 @@ def _draw(text: str) -> int:
 
 
 def webnlg_paraphrase() -> Task:
-    """Return the paraphrase task made from WebNLG 2017; F1 is of `equivalent`, as MRPC's."""
+    """Return the paraphrase task made from WebNLG 2017, in MRPC's label words: prompts of one can be read on the other."""
     return Task(
         name="webnlg_paraphrase",
         loader=load_webnlg_paraphrase,
         metrics=("t5_f1", "accuracy"),
         generation=LABEL_LIMITS,
         splits=("train", "dev", "test", "test_seen", "test_unseen"),
-        labels=LABELS,
+        labels=PARAPHRASE_LABELS,
         template="sentence1: ... sentence2: ... -> not_equivalent | equivalent",
         licence="CC BY-NC-SA 4.0 (pairs made from WebNLG 2017, Gardent et al.)",
     )

@@ -1,27 +1,22 @@
 """The paraphrase task made from WebNLG: which texts stand against each other, on a hand-made file and the real one."""
 
-import json
 from collections import Counter
 
 import pytest
+from test_table_to_text import webnlg_file
 
 from foreword.tasks import get_task
 from foreword.tasks.paraphrase import _draw
 
 
 def entry(triples, *texts, category="City"):
-    return {
-        "category": category,
-        "modifiedtripleset": [dict(zip(("subject", "property", "object"), t, strict=True)) for t in triples],
-        "lexicalisations": [{"lex": text, "comment": "good"} for text in texts],
-    }
+    return category, triples, [(text, "good") for text in texts]
 
 
 @pytest.fixture
 def small(own_data):
     def put(*entries):
-        numbered = [{str(n): made} for n, made in enumerate(entries, start=1)]
-        own_data("webnlg2017/train.json", json.dumps({"entries": numbered}))
+        own_data("webnlg2017/train.json", webnlg_file(*entries))
         return {record.id: record for record in get_task("webnlg_paraphrase").load("train")}
 
     return put
