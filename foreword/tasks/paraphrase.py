@@ -61,7 +61,7 @@ def _draw(text: str) -> int:
 
 
 def webnlg_paraphrase() -> Task:
-    """Return the paraphrase task made from WebNLG 2017, in MRPC's label words: prompts of one can be read on the other."""
+    """Return the task made from WebNLG 2017, in MRPC's label words: prompts of one can be read on the other."""
     return Task(
         name="webnlg_paraphrase",
         loader=load_webnlg_paraphrase,
