@@ -19,7 +19,7 @@ from statistics import mean, median, stdev
 
 from recipe_table import make_parser, run_and_score
 
-from foreword.baselines.saved import is_baseline, read_baseline
+from foreword.baselines.methods import stored_bytes
 from foreword.data.files import write_atomic
 from foreword.train.record import ARTIFACT, TIMES
 
@@ -54,18 +54,6 @@ def process_seconds(rows: list[dict[str, float]]) -> float:
     """Return the sum of each process's last second: the clock starts anew where a run was resumed."""
     clock = [row["seconds"] for row in rows]
     return sum(now for now, after in zip(clock, [*clock[1:], 0.0], strict=True) if after < now)
-
-
-def stored_bytes(artifact: Path) -> int:
-    """Return the bytes that must be kept: tensors (not those that only training needs), or a written prompt's text."""
-    if is_baseline(artifact):
-        saved = read_baseline(artifact)
-        if saved.method == "written":
-            return sum(len(text.encode()) for pair in saved.content["examples"] for text in pair)
-        if saved.method == "autoprompt":
-            words = [word for found in (saved.content.get("label_words") or {}).values() for word in found]
-            return len("".join([saved.content["text"], *words]).encode())
-    return sum(p.stat().st_size for p in artifact.glob("*.safetensors") if p.name != "training.safetensors")
 
 
 def interval(values: list[float], level: float = 0.95) -> tuple[float, float] | None:

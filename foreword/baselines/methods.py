@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foreword.artifact.directory import MANIFEST
+from foreword.artifact.directory import MANIFEST, TRAINING
 from foreword.backbone import Backbone
 from foreword.baselines.adapter import Adapter, load_adapter
+from foreword.baselines.autoprompt import trigger
 from foreword.baselines.fine_tune import FineTune
 from foreword.baselines.lora import Lora, load_lora
 from foreword.baselines.model_learner import ModelLearner
-from foreword.baselines.saved import SavedBaseline, read_baseline
+from foreword.baselines.saved import SavedBaseline, is_baseline, read_baseline
 from foreword.baselines.top_layers import TopLayers, load_top_layers
-from foreword.baselines.written import Written, WrittenPrompt, load_written
+from foreword.baselines.written import Written, WrittenPrompt, kept_text, load_written
 from foreword.data.records import Record
 from foreword.errors import ArtifactError, nearest
 
@@ -27,6 +28,9 @@ LOADERS: Mapping[str, Callable[[Path, SavedBaseline, Backbone], None]] = {
     "adapter": load_adapter,
     "lora": load_lora,
 }
+
+KEPT_TEXTS: Mapping[str, Callable[[SavedBaseline], str]] = {"written": kept_text, trigger.METHOD: trigger.kept_text}
+"""What must be kept of methods that learn words and no tensors."""
 
 
 def make_baseline(
@@ -74,3 +78,15 @@ def apply_baseline(directory: str | Path, backbone: Backbone) -> WrittenPrompt |
         )
     LOADERS[saved.method](Path(directory), saved, backbone)
     return None
+
+
+def stored_bytes(artifact: str | Path) -> int:
+    """Return the bytes that must be kept beside the backbone to use a result: a prompt's or a baseline's.
+
+    Tensors count as their files (without those that only training needs), learned words as their UTF-8.
+    """
+    if is_baseline(artifact):
+        saved = read_baseline(artifact)
+        if saved.method in KEPT_TEXTS:
+            return len(KEPT_TEXTS[saved.method](saved).encode())
+    return sum(path.stat().st_size for path in Path(artifact).glob("*.safetensors") if path.name != TRAINING)

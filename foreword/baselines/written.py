@@ -209,3 +209,8 @@ def load_written(saved: SavedBaseline, backbone: Backbone) -> WrittenPrompt:
     if not whole:
         raise ArtifactError(f"{MANIFEST}: content.examples is no list of pairs of texts; make it again")
     return WrittenPrompt(tuple((source, target) for source, target in examples))
+
+
+def kept_text(saved: SavedBaseline) -> str:
+    """Return all that must be kept of a saved written prompt: its examples' words."""
+    return "".join(text for pair in saved.content["examples"] for text in pair)

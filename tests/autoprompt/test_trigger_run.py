@@ -13,6 +13,7 @@ from foreword.backbone import load_backbone
 from foreword.baselines.autoprompt.masked import MaskedBackbone, is_masked, load_masked, wrap_masked
 from foreword.baselines.autoprompt.reader import Reader
 from foreword.baselines.autoprompt.trigger import load_trigger
+from foreword.baselines.methods import stored_bytes
 from foreword.baselines.saved import read_baseline
 from foreword.cli import main
 from foreword.config import build
@@ -166,6 +167,7 @@ def test_written_targets_and_the_generation_that_goes_with_them(gpt2, tmp_path):
     done = run(tmp_path, gpt2, search={"labels": None, "score": "loss"})
     backbone = load_backbone(gpt2)
     trigger = load_trigger(read_baseline(done.artifact_dir), backbone)
+    assert stored_bytes(done.artifact_dir) == len(trigger.text(backbone.tokenizer).encode())  # no label words here
     (made,) = generate(backbone, ["ab"], trigger, max_new_tokens=3)
     (row,) = trigger.rows(backbone, ["ab"])
     by_hand = list(row)

@@ -86,6 +86,12 @@ class Trigger:
         return write_directory(directory, {MANIFEST: saved.to_json().encode()})
 
 
+def kept_text(saved: SavedBaseline) -> str:
+    """Return all that must be kept of a saved trigger: its text and its labels' words."""
+    words = [word for found in (saved.content.get("label_words") or {}).values() for word in found]
+    return "".join([saved.content["text"], *words])
+
+
 def load_trigger(saved: SavedBaseline, backbone: Backbone) -> Trigger:
     """Return a saved trigger.
 
