@@ -136,6 +136,8 @@ def read_manifest(path: Path) -> Manifest:
         ArtifactError: not JSON, of another format, of a newer version, or a field is unknown, missing or wrong.
     """
     tree = read_json(path)
+    if tree.get("format") == "foreword.baseline":
+        raise ArtifactError(f"{path.parent} holds a {tree.get('method')}, no soft prompt; give a prompt's directory")
     if tree.get("format") != FORMAT:
         raise ArtifactError(f"{path}: format = {tree.get('format')!r} is not {FORMAT!r}; {REFETCH}")
     version = tree.get("version")

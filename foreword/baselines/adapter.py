@@ -1,6 +1,7 @@
 """Adapters after Lin et al. 2020: a small residual bottleneck behind every block of the frozen model."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foreword.artifact.directory import MANIFEST
+from foreword.artifact.format import REFETCH
 from foreword.backbone import Backbone
 from foreword.baselines.model_learner import ModelLearner, begin_change
 from foreword.baselines.saved import SavedBaseline, check_belongs, read_changes, write_tensors
 from foreword.config import build
-from foreword.errors import BackboneError, ConfigError
+from foreword.errors import ArtifactError, BackboneError, ConfigError
 from foreword.geometry import blocks
 from foreword.shapes import Float
 
@@ -40,8 +43,8 @@ class AdapterSpec:
     def __post_init__(self) -> None:
         for name in ("bottleneck", "match_prefix", "times"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"adapter.{name} = {value!r} must be positive")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"adapter.{name} = {value!r} must be positive and finite")
 
     @property
     def title(self) -> str:
@@ -160,6 +163,8 @@ def load_adapter(directory: Path, saved: SavedBaseline, backbone: Backbone) -> N
     """
     check_belongs(saved, backbone)
     spec = build(AdapterSpec, saved.spec)
+    if spec.bottleneck is None:
+        raise ArtifactError(f"{directory / MANIFEST}: spec.bottleneck is missing; {REFETCH}")
     adapters = insert_adapters(backbone, spec.bottleneck, torch.Generator().manual_seed(0))
     adapters.load_state_dict(read_changes(directory, saved, dict(adapters.named_parameters())))
     adapters.requires_grad_(False)

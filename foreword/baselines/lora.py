@@ -15,10 +15,11 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from foreword.artifact.directory import PEFT_CONFIG
+from foreword.artifact.format import REFETCH
 from foreword.backbone import Backbone
 from foreword.baselines.model_learner import ModelLearner, begin_change
-from foreword.baselines.saved import SavedBaseline, check_belongs, read_changes, write_tensors
-from foreword.errors import BackboneError, ConfigError, MissingExtraError
+from foreword.baselines.saved import SavedBaseline, check_belongs, read_changes, read_stored, write_tensors
+from foreword.errors import ArtifactError, BackboneError, ConfigError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,14 @@ def load_lora(directory: Path, saved: SavedBaseline, backbone: Backbone) -> None
     """
     check_belongs(saved, backbone)
     peft = _peft()
+    read_stored(directory, saved)  # whole, before PEFT looks for the files, on the hub too
     begin_change(backbone, "lora")
-    with _quiet():
-        adapted = peft.PeftModel.from_pretrained(backbone.model, str(directory))
+    try:
+        with _quiet():
+            adapted = peft.PeftModel.from_pretrained(backbone.model, str(directory))
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ArtifactError(f"{directory / PEFT_CONFIG} does not fit the adapter ({said}); {REFETCH}") from None
     read_changes(directory, saved, peft.get_peft_model_state_dict(adapted))  # names, shapes and digest are right
     backbone.model.eval()
 

@@ -180,7 +180,17 @@ def read_changes(directory: Path, saved: SavedBaseline, wanted: Mapping[str, Ten
         raise ArtifactError(
             f"{path}: tensor {name!r} is {shapes.get(name)}, the {saved.method} needs {needed.get(name)}; {REFETCH}"
         )
-    tensors = read_tensors(path, needed)
+    return read_stored(directory, saved)
+
+
+def read_stored(directory: Path, saved: SavedBaseline) -> dict[str, Tensor]:
+    """Return all stored tensors in float32, checked against the digest.
+
+    Raises:
+        ArtifactError: the file is damaged, or its content is not what the manifest says.
+    """
+    path = directory / WEIGHTS
+    tensors = read_tensors(path, read_shapes(path))
     if digest_tensors(tensors) != saved.digest:
         raise ArtifactError(f"{path} is not what {MANIFEST} says (content digest differs); {REFETCH}")
     return tensors

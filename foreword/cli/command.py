@@ -43,6 +43,21 @@ class Parser(argparse.ArgumentParser):
         return found
 
 
+def refuse_beside(option: str, given: dict[str, Any]) -> None:
+    """Raise where options are given that have no effect beside another.
+
+    Args:
+        option: the other.
+        given: name to value; None, False and [] are not given.
+
+    Raises:
+        ConfigError: names the first.
+    """
+    for name, value in given.items():
+        if value not in (None, False, []):
+            raise ConfigError(f"{name} has no effect beside {option}; leave one of them out")
+
+
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> Callable[..., Any]:
     """Add a subcommand and return its `add_argument`."""
     command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from foreword.cli.command import add_command
+from foreword.cli.command import add_command, refuse_beside
 from foreword.errors import ConfigError
 
 ENSEMBLE_RULES = ("majority", "mean", "borda", "runoff")
@@ -69,6 +69,8 @@ def _ensemble(arguments: argparse.Namespace) -> int:
     from foreword.tasks import GenerationLimits
 
     if arguments.text:
+        given = {"--task": arguments.task, "--choose": arguments.choose, "--out": arguments.out}
+        refuse_beside("--text", {**given, "--limit": arguments.limit, "--dev-limit": arguments.dev_limit})
         ensemble, _ = load_members(arguments.sources, arguments.backbone, arguments.batch_size)
         limits = GenerationLimits(max_new_tokens=arguments.max_new_tokens)
         for rule in arguments.rule or ["majority"]:

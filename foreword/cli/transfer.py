@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from foreword.cli.command import Parser, add_command
+from foreword.cli.command import Parser, add_command, refuse_beside
 from foreword.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,10 +108,12 @@ def _mix(arguments: argparse.Namespace) -> int:
     if arguments.query:
         if not arguments.library:
             raise ConfigError("--query needs --library, a folder of prompts to choose from")
+        refuse_beside("--query", {"--weight": arguments.weight})
         named = spot_weights(_ranking(arguments), arguments.top)
         library = load_library(arguments.library)
         prompts = {name: library[name] for name in named}
     else:
+        refuse_beside("prompts to mix", {"--library": arguments.library})
         count = len(arguments.prompts)
         weights = arguments.weight or [1 / count] * count
         if len(weights) != count:
@@ -207,7 +209,7 @@ def _project(arguments: argparse.Namespace) -> int:
     spec = ProjectorSpec(kind, arguments.activation or ("leaky_relu" if kind == "flat" else "none"))
     generator = torch.Generator().manual_seed(arguments.seed)
     projector = make_projector(spec, prompt, source, target, generator)
-    losses = _fit(arguments, projector, source, target, generator)
+    losses = _fit(arguments, projector, prompt, source, target, generator)
     print(f"projector {kind}: loss {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last")
     made = project(projector, prompt, target).fold()
     recipe = {"projected": {"prompt": arguments.prompt, "kind": kind, "from": arguments.sources}}
@@ -215,9 +217,12 @@ def _project(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(arguments: argparse.Namespace, projector: Any, source: Any, target: Any, generator: Any) -> list[float]:
+def _fit(
+    arguments: argparse.Namespace, projector: Any, prompt: "SoftPrompt", source: Any, target: Any, generator: Any
+) -> list[float]:
     """Train the projector by whatever was given for each --from, and return the losses."""
     from foreword.artifact import load_prompt
+    from foreword.compose.activations import carried_format
     from foreword.compose.projector_training import FitConfig, fit_distance, fit_task
     from foreword.data.examples import get_format, tokenise
     from foreword.tasks import get_task
@@ -228,7 +233,7 @@ def _fit(arguments: argparse.Namespace, projector: Any, source: Any, target: Any
     pairs = list(zip(known, goals, strict=True)) if goals else []
     if not arguments.tasks:
         return fit_distance(projector, pairs, config)
-    form = get_format(None, target.is_encoder_decoder)
+    form = get_format(carried_format(prompt, target), target.is_encoder_decoder)
     tasks = [get_task(name) for name in arguments.tasks]
     data = {
         f"{number}": tokenise(

@@ -134,9 +134,16 @@ def map_prefix(prompt: SoftPrompt, target: Backbone, maps: StateMaps) -> SoftPro
         sites = [site for site in made.sites if site[0] == stack]
         table = torch.cat([maps.maps[site](rows[maps.source_of[site]]) for site in sites], 1)
         made.tables[stack].set(table.to(target.device))
-    form = prompt.format
-    made.format = None if form is None else get_format(form, target.is_encoder_decoder).name
+    made.format = carried_format(prompt, target)
     return made
+
+
+def carried_format(prompt: SoftPrompt, target: Backbone) -> str | None:
+    """Return the text format for a prompt that goes to another model: its own, or the other kind of model's default."""
+    if prompt.format is None:
+        return None
+    to_seq2seq = target.is_encoder_decoder
+    return prompt.format if (prompt.format == "seq2seq") == to_seq2seq else get_format(None, to_seq2seq).name
 
 
 @torch.no_grad()

@@ -14,7 +14,10 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging as hf_logging
 
+from foreword.artifact.directory import WEIGHTS
+from foreword.artifact.format import read_shapes, read_tensors
 from foreword.backbone import Backbone
+from foreword.baselines.saved import check_belongs, is_baseline, read_baseline
 from foreword.compose.ensemble import compiled
 from foreword.errors import ArtifactError, MissingExtraError, PromptError, nearest
 from foreword.generate import generate_ids
@@ -39,7 +42,14 @@ def attach_lora(backbone: Backbone, source: str | Path, name: str) -> None:
     """
     if name in adapters_of(backbone) or name == NO_ADAPTER:
         raise ArtifactError(f"adapter name {name!r} is taken; choose another")
+    weights = Path(source) / WEIGHTS
+    if is_baseline(source):
+        check_belongs(read_baseline(source), backbone)
+    if weights.is_file():
+        read_tensors(weights, read_shapes(weights))  # whole and finite, before the model is touched
     hf_logging.disable_progress_bar()
+    verbosity = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()  # its report calls all of the frozen model's own weights missing
     try:
         with warnings.catch_warnings():  # several adapters are what is meant here
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
@@ -48,6 +58,8 @@ def attach_lora(backbone: Backbone, source: str | Path, name: str) -> None:
         raise MissingExtraError("LoRA adapters need PEFT; install it with `pip install peft`") from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"LoRA adapter {str(source)!r} cannot be loaded: {' '.join(str(error).split())}") from error
+    finally:
+        hf_logging.set_verbosity(verbosity)
     backbone.model.eval()
     for parameter in backbone.model.parameters():
         parameter.requires_grad_(False)

@@ -7,6 +7,7 @@ are those of real positions. Learned positions (GPT-2, OPT) are part of what a p
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,8 +23,10 @@ from foreword.shapes import Float
 
 PROBES = 512
 """Tokens from which a shift's effect on keys is read."""
-FITS = 1e-3
-"""Largest relative error of a shift that is a turn; absolute positions leave a hundred times as much."""
+FITS = {torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Largest relative error of a shift that is a turn where the dtype is coarse; absolute positions leave 0.5."""
+FITS_FINELY = 1e-3
+"""The same in float32."""
 
 
 def concatenate(prompts: Sequence[SoftPrompt], backbone: Backbone) -> SoftPrompt:
@@ -41,12 +44,13 @@ def concatenate(prompts: Sequence[SoftPrompt], backbone: Backbone) -> SoftPrompt
             or text formats that differ.
     """
     _check(prompts, backbone, "concatenate")
-    if {prompt.spec.kind for prompt in prompts} == {"prompt"} and _same(prompts, "placement"):
-        return _join_embeddings(prompts, backbone)
-    for number, prompt in enumerate(prompts):
+    joins = {prompt.spec.kind for prompt in prompts} == {"prompt"} and _same(prompts, "placement")
+    for number, prompt in enumerate(() if joins else prompts):
         _check_leads(prompt, backbone, number)
     if not _same(prompts, "window"):
         raise PromptError("prompts differ in prompt.window; concatenate those of one rule")
+    if joins:
+        return _join_embeddings(prompts, backbone)
     return _join_prefixes(prompts, backbone)
 
 
@@ -63,8 +67,8 @@ def average(prompts: Sequence[SoftPrompt], weights: Sequence[float] | None = Non
     if not prompts:
         raise PromptError("nothing to average; give at least one prompt")
     given = [1.0] * len(prompts) if weights is None else list(weights)
-    if len(given) != len(prompts) or min(given) < 0 or not sum(given) > 0:
-        raise PromptError(f"weights = {given} must be {len(prompts)} numbers from 0, not all zero")
+    if len(given) != len(prompts) or min(given) < 0 or not 0 < sum(given) < math.inf:
+        raise PromptError(f"weights = {given} must be {len(prompts)} finite numbers from 0, not all zero")
     first = prompts[0]
     for number, prompt in enumerate(prompts):
         if differing := _differences(first, prompt):
@@ -83,12 +87,14 @@ def _differences(one: SoftPrompt, other: SoftPrompt) -> list[str]:
     found = [name for name in fields if getattr(one.spec, name) != getattr(other.spec, name)]
     found += ["layers"] if one.sites != other.sites else []
     strangers = one.geometry is not other.geometry and _widths(one) != _widths(other)
-    found += ["backbone"] if strangers or one.fingerprint != other.fingerprint else []
+    known = None not in (one.fingerprint, other.fingerprint)  # PEFT's files have none
+    found += ["backbone"] if strangers or (known and one.fingerprint != other.fingerprint) else []
     return found + (["text format"] if one.format != other.format else [])
 
 
 def _widths(prompt: SoftPrompt) -> tuple[object, ...]:
-    return prompt.geometry.embed_width, *(prompt.geometry.sites[site].widths for site in prompt.sites)
+    embed = prompt.geometry.embed_width if "embedding" in prompt.tables else None  # PEFT's prefixes do not tell it
+    return embed, *(prompt.geometry.sites[site].widths for site in prompt.sites)
 
 
 def _check(prompts: Sequence[SoftPrompt], backbone: Backbone, verb: str) -> None:
@@ -179,7 +185,7 @@ def turns(backbone: Backbone, shift: int) -> dict[Site, Float[Tensor, "D D"]]:
         before, after = here[site].double(), there[site].double()
         left, _, right = torch.linalg.svd(before.T @ after)
         turn = left @ right
-        if float((before @ turn - after).norm() / after.norm()) < FITS:
+        if float((before @ turn - after).norm() / after.norm()) < FITS.get(backbone.dtype, FITS_FINELY):
             found[site] = turn.float()
     return found
 

@@ -119,6 +119,7 @@ def mix_prompts(prompts: Sequence[SoftPrompt], weights: Sequence[float]) -> Soft
         for name in mixed.tables:
             parts = [weight * prompt.table(name).double() for weight, prompt in zip(weights, prompts, strict=True)]
             mixed.tables[name].set(sum(parts).float())
+    mixed.fingerprint = next((prompt.fingerprint for prompt in prompts if prompt.fingerprint), None)
     mixed.meta = {key: value for key, value in mixed.meta.items() if key in ("source", "num_layers")}
     return mixed
 
@@ -128,6 +129,8 @@ def _check_alike(first: SoftPrompt, other: SoftPrompt) -> None:
     mine, its = ({n: tuple(p.table(n).shape) for n in p.tables} for p in (first, other))
     if first.spec.kind != other.spec.kind or mine != its:
         raise PromptError(f"a {first.spec.kind} of tables {mine} and a {other.spec.kind} of {its} cannot be mixed")
+    if first.sites != other.sites or first.spec.window != other.spec.window:
+        raise PromptError("prompts that differ in layers, stacks or window cannot be mixed; give some of one form")
     if first.spec.placement != other.spec.placement:
         raise PromptError(f"prompts placed {first.spec.placement!r} and {other.spec.placement!r} cannot be mixed")
     if None not in (first.fingerprint, other.fingerprint) and first.fingerprint != other.fingerprint:

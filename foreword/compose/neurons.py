@@ -42,7 +42,10 @@ def neuron_activity(backbone: Backbone, prompt: SoftPrompt | None) -> Activity:
         BackboneError: no feed-forward activation is found in the model's decoder.
         PromptError: the prompt does not belong to the backbone, or the tokenizer has no token to read.
     """
-    row = Row((_start_token(backbone),), tail=1)  # a suffix or infix goes before it
+    start = _start_token(backbone)
+    # A suffix or infix goes before it; an after_bos prompt takes the first <s> with it.
+    behind_bos = prompt is not None and prompt.spec.placement == "after_bos"
+    row = Row((start, start) if behind_bos else (start,), tail=1)
     training = prompt is not None and prompt.training
     try:
         if prompt is not None:

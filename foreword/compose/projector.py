@@ -152,6 +152,7 @@ class Projector(nn.Module):
         super().__init__()
         self.spec = spec
         self.parts = nn.ModuleDict(parts)
+        self.takes: tuple[str, tuple[Site, ...]] | None = None
 
     def forward(self, tables: dict[str, Float[Tensor, "P S"]]) -> dict[str, Float[Tensor, "P T"]]:
         """Return the target's tables."""
@@ -187,8 +188,23 @@ def make_projector(
         flat = spec.kind == "flat"
         part = FlatMap(prompt.length, *widths, spec) if flat else TokenMap(*widths, spec.activation)
         projector = Projector(spec, {EMBEDDING: part})
+    projector.takes = (prompt.spec.kind, tuple(prompt.sites))
     _draw(projector, generator)
     return projector.to(target.device)
+
+
+def check_takes(projector: Projector, prompt: SoftPrompt) -> None:
+    """Raise unless a projector was made for prompts of this kind at these layers.
+
+    Raises:
+        PromptError: it names both.
+    """
+    if projector.takes is not None and projector.takes != (prompt.spec.kind, tuple(prompt.sites)):
+        kind, sites = projector.takes
+        raise PromptError(
+            f"the projector is made for a {kind} at {len(sites)} sites, this prompt is a {prompt.spec.kind} at "
+            f"{len(prompt.sites)}; give prompts of one kind at the same layers"
+        )
 
 
 def project(projector: Projector, prompt: SoftPrompt, target: Backbone) -> SoftPrompt:
@@ -201,6 +217,7 @@ def project(projector: Projector, prompt: SoftPrompt, target: Backbone) -> SoftP
         prompt: the source's.
         target: the backbone to project to.
     """
+    check_takes(projector, prompt)
     spec = dataclasses.replace(prompt.spec, reparam="none", layers=None, dropout=0.0)
     made = make_prompt(spec, target)
     for name in made.tables:
@@ -229,6 +246,8 @@ def _layer_parts(prompt: SoftPrompt, source: Backbone, target: Backbone) -> dict
     for stack in prompt.tables:
         widths = _widths(prompt.geometry, [site for site in prompt.sites if site[0] == stack])
         sites = [site for site in target.geometry.sites if site[0] == stack]
+        if not sites:  # the target has no such stack
+            continue
         if absent := {matched[site] for site in sites} - set(widths):
             raise PromptError(f"the prefix has no keys and values at {sorted(absent)}; project a prefix of all layers")
         pairs = [(site, matched[site], target.geometry.sites[site].width) for site in sites]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from foreword.backbone import Backbone
 from foreword.compose.activations import StateMaps
 from foreword.compose.least_squares import LinearMap, fit_linear
-from foreword.compose.projector import EMBEDDING, LayersMap, Projector, TokenMap, project
+from foreword.compose.projector import EMBEDDING, LayersMap, Projector, TokenMap, check_takes, project
 from foreword.data.examples import Example
 from foreword.errors import ConfigError, PromptError, TrainingError, nearest
 from foreword.prompts.batch import Row
@@ -150,8 +150,11 @@ def squared_distance(projector: Projector, pairs: Sequence[Pair]) -> Tensor:
     """Return the mean squared difference of projected and target tables over all pairs."""
     terms = []
     for source, target in pairs:
+        check_takes(projector, source)
         device = next(projector.parameters()).device
         made = projector({name: source.table(name).detach().to(device) for name in projector.parts})
+        if any(made[name].shape != target.table(name).shape for name in made):
+            raise PromptError("a target prompt covers other layers than the projector makes; give one of all layers")
         terms += [(made[name] - target.table(name).detach().to(device)).square().mean() for name in made]
     return torch.stack(terms).mean()
 

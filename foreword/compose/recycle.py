@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.compose.activations import fit_states, map_prefix
+from foreword.compose.activations import carried_format, fit_states, map_prefix
 from foreword.compose.least_squares import LinearMap, fit_linear
-from foreword.data.examples import get_format
-from foreword.errors import PromptError
+from foreword.errors import ConfigError, PromptError
 from foreword.prompts.soft_prompt import SoftPrompt, make_prompt
 from foreword.shapes import Int
 
@@ -106,6 +105,8 @@ def shared_tokens(
     Raises:
         PromptError: no token is shared.
     """
+    if top is not None and top < 1:
+        raise ConfigError(f"top_tokens = {top} leaves no token to align by; give at least 1")
     mine, theirs = _surfaces(source), _surfaces(target)
     both = [text for text in mine if text in theirs][:top]
     if not both:
@@ -119,14 +120,6 @@ def _surfaces(backbone: Backbone) -> dict[str, int]:
     special = set(backbone.tokenizer.all_special_tokens)
     items = sorted(backbone.tokenizer.get_vocab().items(), key=lambda item: item[1])
     return {text.replace("Ġ", "▁"): number for text, number in items if text not in special and number < rows}
-
-
-def carried_format(prompt: SoftPrompt, target: Backbone) -> str | None:
-    """Return the text format for a prompt that goes to another model: its own, or the other kind of model's default."""
-    if prompt.format is None:
-        return None
-    to_seq2seq = target.is_encoder_decoder
-    return prompt.format if (prompt.format == "seq2seq") == to_seq2seq else get_format(None, to_seq2seq).name
 
 
 __all__ = ["Recycled", "carried_format", "embedding_map", "recycle", "shared_tokens"]

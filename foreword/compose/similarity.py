@@ -82,6 +82,13 @@ def similarity(first: SoftPrompt, second: SoftPrompt, measure: str = "C_avg") ->
             f"prompts of {one.shape[1]} and {other.shape[1]} numbers a virtual token cannot be compared; give prompts "
             "of one kind on one backbone"
         )
+    if first.spec.kind != second.spec.kind or first.sites != second.sites:
+        raise PromptError(
+            f"a {first.spec.kind} at {len(first.sites)} sites and a {second.spec.kind} at {len(second.sites)}, or at "
+            "others, cannot be compared; give prompts of one kind at the same layers"
+        )
+    if None not in (first.fingerprint, second.fingerprint) and first.fingerprint != second.fingerprint:
+        raise PromptError("prompts learned on different backbones cannot be compared; project or recycle one of them")
     if measure in NEEDS_EQUAL_LENGTHS and len(one) != len(other):
         raise PromptError(f"{measure} needs equal lengths, not {len(one)} and {len(other)}; use E_avg, C_avg or C_mean")
     return MEASURES[measure](one, other)

@@ -227,7 +227,8 @@ def _table(task: Task, records: Sequence[Record], answers: Sequence[str]) -> Sta
     references, keys = [list(r.targets) for r in records], [r.meta.get("score", {}) for r in records]
     found, skipped = statistics(task.metrics, outputs, references, task.labels, keys)
     if not found:
-        raise ConfigError(f"no metric of task {task.name!r} can be computed: {'; '.join(skipped.values())}")
+        why = "; ".join(skipped.values()) or "it names none"
+        raise ConfigError(f"no metric of task {task.name!r} can be computed: {why}")
     return next(iter(found.values()))
 
 

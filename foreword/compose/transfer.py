@@ -75,7 +75,9 @@ def zero_shot(
         tokens: most token positions of one pass of the loss.
         batch_size: rows generated at once.
     """
-    form = get_format(None, backbone.is_encoder_decoder)
+    if generated is not None and generated < 0:
+        raise ConfigError(f"generated = {generated} must not be negative; 0 gives the loss alone")
+    form = get_format(None if prompt is None else prompt.format, backbone.is_encoder_decoder)
     examples = tokenise(records, backbone.tokenizer, form, task.max_source, task.max_target).examples
     training = prompt is not None and prompt.training
     if prompt is not None:
@@ -169,6 +171,8 @@ def zero_shot_matrix(
         generated: records to generate for and score, as in `zero_shot`.
         seed: of the drawing.
     """
+    if UNTOUCHED in prompts:
+        raise ConfigError(f"a prompt is called {UNTOUCHED!r}, which stands for no prompt; rename it")
     sources: dict[str, SoftPrompt | None] = {**prompts, UNTOUCHED: None}
     records = {name: sample(task.load(split), limit, seed) for name, task in tasks.items()}
     cells = {

@@ -53,8 +53,8 @@ def ranked(rankings: Sequence[Sequence[str]], rule: str = "borda") -> str:
     """Return the winner of a ranked vote.
 
     `borda`: the last of C candidates gets 0 points from a member, the first C - 1; most points win. `runoff`: the
-    candidate with fewest first places leaves until one has more than half. Ties, to win or to stay, go by the members'
-    first places, then to what the first member likes better.
+    candidate with fewest first places leaves until one has more than half. Ties of points go by the members' first
+    places; what is equal in these too, in either rule, by what the first member likes better.
 
     Args:
         rankings: [N][C] each member's candidates, best first; the same candidates for all.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foreword.config import check_seed
 from foreword.data.files import write_atomic, write_jsonl
 from foreword.data.records import Record, digest
 from foreword.errors import DataError
@@ -135,6 +136,7 @@ def evaluate(
 
 def sample(records: Sequence[Record], limit: int | None, seed: int) -> list[Record]:
     """Return at most `limit` records, drawn by seed and kept in their order (so neighbours stay comparable)."""
+    check_seed(seed)
     if limit is None or limit >= len(records):
         return list(records)
     if limit < 1:

@@ -16,7 +16,7 @@ from foreword.baselines.autoprompt.masked import MaskedBackbone
 from foreword.baselines.autoprompt.trigger import METHOD as AUTOPROMPT
 from foreword.baselines.autoprompt.trigger import Trigger, load_trigger
 from foreword.baselines.methods import apply_baseline
-from foreword.baselines.saved import SavedBaseline, is_baseline, read_baseline
+from foreword.baselines.saved import SavedBaseline, check_belongs, is_baseline, read_baseline
 from foreword.baselines.written import WrittenPrompt, written_format
 from foreword.data.examples import encode_source, get_format
 from foreword.data.records import add_words
@@ -166,6 +166,7 @@ def _baseline_subjects(
     untouched = Subject("untouched", backbone, **reads, words=None if saved.method == "written" else words)
     if saved.method == "written":
         return untouched, Subject(name, backbone, **reads, words=words, written=apply_baseline(where, backbone))
+    check_belongs(saved, backbone)
     again = where if saved.method == "fine_tune" else backbone.source  # the untouched one stays as it is
     changed = load_backbone(again, device=backbone.device)
     if saved.method != "fine_tune":

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from toy import EXAMPLES, metrics, run_config, save_backbone, save_task
 from transformers import AutoModelForCausalLM
 
+from foreword.artifact import load_prompt
 from foreword.backbone import load_backbone
 from foreword.baselines.adapter import Adapter, AdapterSpec
 from foreword.baselines.lora import Lora, LoraSpec
@@ -205,6 +206,50 @@ def test_damage_is_told(runs, tmp_path, gpt2):
         manifest.write_text(json.dumps({**tree, **changes}))
         with pytest.raises(ArtifactError, match=words):
             apply_baseline(copy, load_backbone(gpt2))
+
+
+def cut(folder):
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+
+
+def change(name, text):
+    return lambda folder: (folder / name).write_text(text)
+
+
+def lack(name):
+    return lambda folder: (folder / name).unlink()
+
+
+@pytest.mark.parametrize("damage", [
+    cut, lack("adapter_model.safetensors"), lack("adapter_config.json"), change("adapter_config.json", "{"),
+    change("adapter_config.json", '{"peft_type": "NONE"}'),
+])
+def test_a_damaged_lora_is_told_and_never_looked_for_on_the_hub(runs, tmp_path, gpt2, damage, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", lambda *a, **k: pytest.fail("asked the hub"))
+    copy = shutil.copytree(runs["lora"].artifact_dir, tmp_path / "copy")
+    damage(copy)
+    with pytest.raises(ArtifactError, match=str(copy)):
+        apply_baseline(copy, load_backbone(gpt2))
+
+
+def test_an_adapter_without_its_width_is_told(runs, tmp_path, gpt2):
+    copy = shutil.copytree(runs["adapter"].artifact_dir, tmp_path / "copy")
+    tree = json.loads((copy / "foreword.json").read_text())
+    (copy / "foreword.json").write_text(json.dumps({**tree, "spec": {}}))
+    with pytest.raises(ArtifactError, match=r"spec\.bottleneck is missing"):
+        apply_baseline(copy, load_backbone(gpt2))
+
+
+def test_a_baseline_is_no_soft_prompt(runs):
+    with pytest.raises(ArtifactError, match="holds a lora, no soft prompt"):
+        load_prompt(runs["lora"].artifact_dir)
+
+
+@pytest.mark.parametrize("times", [float("nan"), float("inf"), 0.0])
+def test_a_width_that_is_no_number_is_refused_before_anything_is_made(times):
+    with pytest.raises(ConfigError, match=r"adapter\.times = .* must be positive and finite"):
+        AdapterSpec(match_prefix=2, times=times)
 
 
 def test_two_saved_baselines_do_not_add_up_in_silence(runs, gpt2):

@@ -6,8 +6,10 @@ from backbones import FAMILIES, make
 from toy import EXAMPLES, metrics, recipe, run_config, save_backbone, save_task
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from foreword.backbone import load_backbone
 from foreword.baselines.fine_tune import FineTune, FineTuneSpec
-from foreword.errors import BackboneError
+from foreword.errors import ArtifactError, BackboneError
+from foreword.evaluate.subject import load_subjects
 from foreword.train.job import resume, train
 from foreword.train.parallel import World
 from foreword.train.run_config import TrainBatch
@@ -68,6 +70,14 @@ def test_every_weight_moves_and_is_saved_as_an_ordinary_model(tmp_path):
     assert not [name for name in stuck if "wpe" not in name]
     assert AutoTokenizer.from_pretrained(result.artifact_dir)("ab").input_ids
     assert result.prompt is None
+
+
+def test_it_is_compared_with_the_backbone_that_it_was_learned_on(tmp_path):
+    learned = FineTune(FineTuneSpec(), load_backbone(save_backbone(tmp_path / "gpt2", "gpt2")), 0)
+    learned.save(tmp_path / "tuned")
+    with pytest.raises(ArtifactError, match="learned on another backbone"):
+        load_subjects(tmp_path / "tuned", save_backbone(tmp_path / "llama"))
+    assert load_subjects(tmp_path / "tuned", tmp_path / "gpt2")[0].name == "untouched"
 
 
 def test_the_models_own_dropout_is_on_while_training_and_resumes(tmp_path):

@@ -4,7 +4,9 @@ import pytest
 import torch
 from backbones import make
 from members import TEXTS, drawn, mixed
+from safetensors.torch import load_file, save_file
 
+from foreword.baselines.lora import Lora, LoraSpec
 from foreword.compose.beside import adapters_of, attach_lora, generate_beside
 from foreword.errors import ArtifactError, PromptError
 from foreword.generate import generate
@@ -83,3 +85,29 @@ def test_faults_are_named(tmp_path):
         generate_beside(backbone, ["a"], None, ["frist"])
     with pytest.raises(PromptError, match="1 texts but 0 adapters"):
         generate_beside(backbone, ["a"], drawn(backbone, PromptSpec(length=2)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "nan"])
+def test_a_damaged_adapter_leaves_nothing_attached(tmp_path, damage):
+    backbone, folder = make("llama"), saved_lora(tmp_path, "llama", 1)
+    weights = folder / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "cut":
+        weights.write_bytes(whole[: len(whole) // 2])
+    else:
+        tensors = load_file(weights)
+        next(iter(tensors.values())).view(-1)[0] = float("nan")
+        save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError):
+        attach_lora(backbone, folder, "a")
+    assert adapters_of(backbone) == []
+    weights.write_bytes(whole)
+    attach_lora(backbone, folder, "a")  # the name is free for the mended file
+
+
+def test_an_adapter_of_another_backbone_is_refused(tmp_path):
+    learned = Lora(LoraSpec(targets=("q_proj",)), make("llama"), 0)
+    folder = learned.save(tmp_path / "lora")
+    attach_lora(make("llama"), folder, "a")
+    with pytest.raises(ArtifactError, match="learned on another backbone"):
+        attach_lora(make("llama", seed=1), folder, "a")

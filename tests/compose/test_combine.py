@@ -1,11 +1,14 @@
 """Prompts made of prompts: concatenated prefixes are both texts, each read alone; means are means."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
+from backbones import make
 from members import drawn, several
 
+from foreword.backbone import wrap_backbone
 from foreword.compose.combine import average, concatenate, shifted, turns
 from foreword.errors import PromptError
 from foreword.generate import generate, logits
@@ -151,6 +154,27 @@ def test_the_mean_in_weight_space(name, spec, backbone_of):
     assert average(prompts).spec.reparam == "none"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2"])
+def test_keys_are_turned_on_a_backbone_of_a_coarse_dtype_too(family, dtype):
+    """Rounding must not hide that positions are turns; learned positions (GPT-2) are none."""
+    backbone = make(family)
+    fine = turns(backbone, 4)
+    coarse = turns(wrap_backbone(backbone.model.to(dtype), backbone.tokenizer), 4)
+    assert coarse.keys() == fine.keys() and bool(fine) == (family != "gpt2")
+    for site, turn in fine.items():
+        assert (coarse[site] - turn).abs().max() < 0.05
+
+
+def test_a_prefix_without_a_fingerprint_is_averaged_with_one_that_has_it(backbone_of):
+    backbone = backbone_of("llama")
+    known, unknown = several(backbone, 2)
+    known.fingerprint, unknown.fingerprint = backbone.fingerprint, None
+    unknown.geometry = dataclasses.replace(unknown.geometry, embed_width=0)  # as PEFT's files leave it
+    mean = average([known, unknown]).table("decoder")
+    assert torch.allclose(mean, (known.table("decoder") + unknown.table("decoder")) / 2, atol=1e-6)
+
+
 def test_a_made_prompt_is_saved_loaded_and_trainable(backbone_of, tmp_path):
     from foreword.artifact import load_prompt, save_prompt
 
@@ -185,8 +209,12 @@ def test_what_cannot_be_combined_is_refused(backbone_of):
         average([prefix, layers])
     with pytest.raises(PromptError, match="in kind"):
         average([prefix, suffix])
-    with pytest.raises(PromptError, match="not all zero"):
-        average([prefix, prefix], [0, 0])
+    for weights in ([0, 0], [1e308, 1e308], [float("inf"), 1]):
+        with pytest.raises(PromptError, match="finite numbers from 0, not all zero"):
+            average([prefix, prefix], weights)
+    seen = [drawn(backbone, PromptSpec(kind="prompt", length=2, window=rule)) for rule in ("model", "always")]
+    with pytest.raises(PromptError, match=r"prompt\.window"):
+        concatenate(seen, backbone)
     with pytest.raises(PromptError, match="at least one"):
         average([])
     with pytest.raises(PromptError, match="at least one"):

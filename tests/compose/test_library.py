@@ -123,3 +123,15 @@ def test_what_cannot_be_mixed_is_refused(backbone_of):
     mine.fingerprint, theirs.fingerprint = {"weights": "a"}, {"weights": "b"}
     with pytest.raises(PromptError, match="different backbones"):
         mix_prompts([mine, theirs], [0.5, 0.5])
+    # Tables of one shape that mean other layers, or that are seen otherwise.
+    for one, other in (({"layers": (0, 1)}, {"layers": (1, 2)}), ({}, {"window": "always"})):
+        with pytest.raises(PromptError, match="layers, stacks or window"):
+            mix_prompts([drawn_prompt(llama, **one), drawn_prompt(llama, 1, **other)], [0.5, 0.5])
+
+
+def test_a_mixture_keeps_the_fingerprint_whichever_prompt_knows_it(backbone_of):
+    llama = backbone_of("llama")
+    known, unknown = drawn_prompt(llama), drawn_prompt(llama, 1)
+    known.fingerprint, unknown.fingerprint = llama.fingerprint, None
+    for order in ([known, unknown], [unknown, known]):
+        assert mix_prompts(order, [0.5, 0.5]).fingerprint == llama.fingerprint

@@ -107,6 +107,14 @@ def test_dropout_is_off_meanwhile_and_nothing_is_left_behind(backbone_of):
     assert not [m for m in backbone.model.modules() if m._forward_hooks]
 
 
+def test_a_prompt_behind_bos_takes_no_token_from_the_text(backbone_of):
+    backbone = backbone_of("llama")
+    prompt = drawn_prompt(backbone, kind="prompt", placement="after_bos")
+    found, plain = neuron_activity(backbone, prompt), neuron_activity(backbone, None)
+    assert [layer.shape for layer in found] == [layer.shape for layer in plain]
+    assert overlap(found, found) == 1.0 and overlap(found, plain) < 1.0
+
+
 def test_what_cannot_be_compared_is_refused(backbone_of):
     one = neuron_activity(backbone_of("llama"), None)
     other = neuron_activity(backbone_of("gpt2"), None)

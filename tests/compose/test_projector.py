@@ -209,3 +209,21 @@ def test_what_cannot_be_projected_is_refused(backbone_of):
         fit_distance(projector, [])
     with pytest.raises(ConfigError, match="no examples; did you mean"):
         fit_task(projector, {"task": prompt}, llama, {"tasks": EXAMPLES}, seeded())
+    layers = make_projector(ProjectorSpec("layers"), prefix, llama, llama, seeded())
+    with pytest.raises(PromptError, match="made for a prefix at 3 sites, this prompt is a prompt"):
+        fit_distance(layers, [(prompt, prompt)])
+    with pytest.raises(PromptError, match="this prompt is a prefix at 2"):
+        project(layers, drawn_prompt(llama, layers=(0, 1)), llama)
+    with pytest.raises(PromptError, match="covers other layers"):
+        fit_distance(layers, [(prefix, drawn_prompt(llama, layers=(0, 1)))])
+
+
+def test_a_stack_that_the_target_lacks_is_left_out(backbone_of):
+    t5, llama = backbone_of("t5"), backbone_of("llama")
+    pairs = [(drawn_prompt(t5, seed), drawn_prompt(llama, seed)) for seed in range(2)]
+    projector = make_projector(ProjectorSpec("layers"), pairs[0][0], t5, llama, seeded())
+    before = fit_distance(projector, pairs, FitConfig(steps=20))
+    assert set(projector.parts) == {"decoder"} and before[-1] < before[0]
+    made = project(projector, pairs[0][0], llama)
+    made.check_backbone(llama)
+    assert made.table("decoder").shape == pairs[0][1].table("decoder").shape

@@ -13,7 +13,8 @@ from foreword.backbone import wrap_backbone
 from foreword.compose.activations import aligned_positions, fit_states, match_sites
 from foreword.compose.least_squares import fit_linear
 from foreword.compose.recycle import recycle, shared_tokens
-from foreword.errors import PromptError
+from foreword.data.examples import get_format
+from foreword.errors import ConfigError, PromptError
 from foreword.generate import logits
 from foreword.prompts.init import initialise
 from foreword.prompts.spec import InitSpec
@@ -162,3 +163,14 @@ def test_what_cannot_be_recycled_is_refused(backbone_of):
     partial = drawn_prompt(llama, kind="prefix", layers=(0,))
     with pytest.raises(PromptError, match="all layers"):
         recycle(partial, llama, llama, texts=TEXTS[:2])
+    for top in (0, -5):
+        with pytest.raises(ConfigError, match=f"top_tokens = {top} leaves no token"):
+            recycle(drawn_prompt(llama, kind="prompt"), llama, llama, top_tokens=top)
+
+
+def test_a_prefix_of_an_encoder_decoder_gets_a_decoders_format(backbone_of):
+    t5, llama = backbone_of("t5"), backbone_of("llama")
+    prefix = drawn_prompt(t5)
+    prefix.format = "seq2seq"
+    made = recycle(prefix, t5, llama, texts=TEXTS).prompt
+    assert made.format == get_format(None, False).name

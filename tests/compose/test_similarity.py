@@ -62,3 +62,9 @@ def test_what_cannot_be_compared_is_refused(backbone_of):
         similarity(drawn_prompt(backbone), drawn_prompt(backbone), "C_avrg")
     with pytest.raises(PromptError, match="numbers a virtual token"):
         similarity(drawn_prompt(backbone), drawn_prompt(backbone, kind="prompt"))
+    with pytest.raises(PromptError, match="at the same layers"):
+        similarity(drawn_prompt(backbone, layers=(0, 1)), drawn_prompt(backbone, layers=(1, 2)))
+    mine, theirs = drawn_prompt(backbone), drawn_prompt(backbone, 1)
+    mine.fingerprint, theirs.fingerprint = {"weights": "a"}, {"weights": "b"}
+    with pytest.raises(PromptError, match="different backbones"):
+        similarity(mine, theirs)

@@ -51,6 +51,33 @@ def test_the_zero_shot_loss_is_the_training_loss_of_the_records(backbone_of, fam
     assert found == ZeroShot(pytest.approx(float(loss.sum.detach()) / loss.num_tokens, rel=1e-5))
 
 
+def test_a_prompt_is_scored_in_the_format_that_it_learned(backbone_of):
+    backbone = backbone_of("llama")
+    from foreword.data.examples import get_format, tokenise
+
+    prompt = drawn_prompt(backbone)
+    found = {}
+    for name in ("paper", "plain"):
+        prompt.format = name
+        form = get_format(name, False)
+        rows = [Row(e.source_ids, (e.target_ids,), form.tail) for e in tokenise(ONE, backbone.tokenizer, form).examples]
+        loss = losses.target_loss(backbone, rows, [prompt.eval()] * 3)
+        found[name] = zero_shot(backbone, prompt, toy_task("one", ONE), ONE).loss
+        assert found[name] == pytest.approx(float(loss.sum.detach()) / loss.num_tokens, rel=1e-5)
+    assert abs(found["paper"] - found["plain"]) > 1e-3
+
+
+def test_counts_and_names_that_would_be_misread_are_refused(backbone_of):
+    backbone = backbone_of("llama")
+    prompt, task = drawn_prompt(backbone), toy_task("one", ONE)
+    with pytest.raises(ConfigError, match="generated = -1 must not be negative"):
+        zero_shot(backbone, prompt, task, ONE, generated=-1)
+    with pytest.raises(ConfigError, match="'untouched', which stands for no prompt"):
+        zero_shot_matrix(backbone, {UNTOUCHED: prompt}, {UNTOUCHED: task})
+    with pytest.raises(ConfigError, match="seed"):
+        zero_shot_matrix(backbone, {"one": prompt}, {"one": task}, limit=2, seed=-1)
+
+
 def test_a_score_is_of_what_the_prompt_makes_the_model_write(backbone_of):
     backbone = backbone_of("llama")
     prompt = drawn_prompt(backbone)

@@ -62,6 +62,20 @@ def test_mix_takes_the_most_similar_of_a_library(world, tmp_path, capsys):
     assert "give either prompts to mix" in capsys.readouterr().err
 
 
+def test_options_without_effect_are_refused(world, tmp_path, capsys):
+    library, out = str(world / "llama-prompts"), ["--out", str(tmp_path / "none")]
+    first = f"{library}/p0"
+    for command, says in (
+        (["transfer", "mix", first, "--library", library, *out], "--library has no effect beside prompts to mix"),
+        (["transfer", "mix", "--query", first, "--library", library, "--weight", "1", *out], "--weight has no effect"),
+        (["ensemble", first, "--text", "a", *out], "--out has no effect beside --text"),
+        (["ensemble", first, "--text", "a", "--choose"], "--choose has no effect beside --text"),
+    ):
+        assert main(command) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_matrix_scores_every_prompt_on_every_task(world, tmp_path, capsys):
     command = ["transfer", "matrix", str(world / "llama-prompts"), "--backbone", str(world / "llama"), "--limit", "4"]
     assert main([*command, "--out", str(tmp_path / "m.json")]) == 0, capsys.readouterr().err

@@ -1,5 +1,6 @@
 """How trigger words are searched: the constants of AutoPrompt's code (RECIPES 4), each a named option."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -37,9 +38,9 @@ class AutoPromptSpec:
     """A search for trigger words.
 
     Attributes:
-        template: text with `{source}` (or a field of the records' `meta`), one `[T]` for each trigger word and, for a
-            masked model, one `[P]` where it answers; the other models answer at the end. None takes three words
-            behind the source. Without a `data.format`, a decoder's answer goes on the template's sentence (`bare`).
+        template: text with one `{source}`, one `[T]` for each trigger word and, for a masked model, one `[P]` where it
+            answers; the other models answer at the end. None takes three words behind the source. Without a
+            `data.format`, a decoder's answer goes on the template's sentence (`bare`).
         strategy: `hotflip` takes the candidates that the gradient favours, `random` draws them, more of them, so that
             both spend the same number of model evaluations.
         candidates: words tried in one iteration.
@@ -106,5 +107,5 @@ class AutoPromptSpec:
 def _positive(where: str, spec: object, names: tuple[str, ...]) -> None:
     for name in names:
         value = getattr(spec, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"{where}.{name} = {value!r} must be positive")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{where}.{name} = {value!r} must be positive and finite")
