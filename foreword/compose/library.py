@@ -9,6 +9,7 @@ import torch
 from foreword.artifact import load_prompt
 from foreword.artifact.directory import MANIFEST
 from foreword.backbone import Backbone
+from foreword.baselines.saved import is_baseline
 from foreword.compose.neurons import neuron_activity, overlap
 from foreword.compose.similarity import MEASURES, similarity
 from foreword.errors import ArtifactError, ConfigError, PromptError, nearest
@@ -23,7 +24,8 @@ def load_library(folder: str | Path, backbone: Backbone | None = None) -> dict[s
     """Return the prompts in a folder by name, in order of their names.
 
     Args:
-        folder: holds saved prompts, or run directories of `foreword train`, one directory each.
+        folder: holds saved prompts, or run directories of `foreword train`, one directory each; those of baselines, as
+            of fine-tuning, are passed over.
         backbone: check each prompt against it at once.
 
     Raises:
@@ -39,7 +41,7 @@ def load_library(folder: str | Path, backbone: Backbone | None = None) -> dict[s
 
 
 def _is_prompt(place: Path) -> bool:
-    return (place / MANIFEST).is_file()
+    return (place / MANIFEST).is_file() and not is_baseline(place)
 
 
 def rank_library(

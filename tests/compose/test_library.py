@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from backbones import make
 from toy import drawn_prompt
 
 from foreword.artifact import load_prompt, save_prompt
+from foreword.baselines.lora import Lora, LoraSpec
 from foreword.compose.library import load_library, mix_prompts, rank_library, spot_weights
 from foreword.errors import ArtifactError, ConfigError, PromptError
 from foreword.prompts.init import initialise
@@ -35,6 +37,7 @@ def test_a_library_is_a_folder_of_prompts_or_runs_by_name(backbone_of, tmp_path)
     backbone = backbone_of("llama")
     save_prompt(drawn_prompt(backbone, 1), tmp_path / "b", backbone)
     save_prompt(drawn_prompt(backbone, 2), tmp_path / "a" / "artifact", backbone)
+    Lora(LoraSpec(targets=("q_proj",)), make("llama"), 0).save(tmp_path / "c" / "artifact")  # passed over
     (tmp_path / "notes").mkdir()
     assert list(load_library(tmp_path, backbone)) == ["a", "b"]
     with pytest.raises(ArtifactError, match="holds no prompt"):
