@@ -96,7 +96,22 @@ class Ensemble:
         limits = limits or GenerationLimits()
         if rule == "mean":
             return self.decode_mean(texts, limits)
-        strings = self.outputs(texts, limits)
+        return self.vote(texts, self.outputs(texts, limits), rule)
+
+    def vote(self, texts: Sequence[str], strings: Sequence[Sequence[str]], rule: str = "majority") -> list[str]:
+        """Return one string a text, chosen among those that the members made of it.
+
+        Args:
+            texts: B sources.
+            strings: [B][N] of `outputs`.
+            rule: one of `RULES` but `mean`, which makes a string of its own.
+
+        Raises:
+            ConfigError: an unknown rule, or `mean`.
+        """
+        check_rule(rule)
+        if rule == "mean":
+            raise ConfigError("rule = 'mean' makes strings of its own, it does not vote; use decode_mean")
         if rule == "majority":
             return [majority(votes, self.weights) for votes in strings]
         candidates = [list(dict.fromkeys(votes)) for votes in strings]

@@ -15,7 +15,6 @@ import numpy as np
 
 from foreword.backbone import Backbone
 from foreword.compose.ensemble import BATCH_TEXTS, Ensemble, check_rule
-from foreword.compose.vote import majority
 from foreword.data.files import write_atomic, write_jsonl
 from foreword.data.records import Record
 from foreword.errors import ConfigError
@@ -214,11 +213,13 @@ def _by_member(ensemble: Ensemble, task: Task, records: Sequence[Record], choose
 def _merged(
     ensemble: Ensemble, task: Task, records: Sequence[Record], answers: list[list[str]], rule: str, choose: bool
 ) -> list[str]:
-    """Return one answer a record; a majority needs no other pass than the members' own."""
+    """Return one answer a record; what the members wrote is voted on and not written again."""
     texts = [record.source for record in records]
-    if rule == "majority":
-        return [majority(votes, ensemble.weights) for votes in zip(*answers, strict=True)]
-    return ensemble.classify(texts, task.labels, rule) if choose else ensemble.answer(texts, task.generation, rule)
+    if choose and rule != "majority":
+        return ensemble.classify(texts, task.labels, rule)
+    if rule == "mean":
+        return ensemble.decode_mean(texts, task.generation)
+    return ensemble.vote(texts, list(zip(*answers, strict=True)), rule)
 
 
 def _table(task: Task, records: Sequence[Record], answers: Sequence[str]) -> Statistics:

@@ -68,6 +68,21 @@ def test_a_majority_of_two_beats_the_rest(backbone_of):
     assert {one.rule for one in found.ensembles} == {"majority", "mean", "borda"}
 
 
+def test_members_write_once_for_all_votes(backbone_of, monkeypatch):
+    backbone = backbone_of("gpt2")
+    prompts = several(backbone, 3)
+    task = planted(backbone, prompts, [0, 1, 1, 2, None, None], [0, 0, 0, 1, 2, None])
+    texts, passes = [record.source for record in task.load("test")], []
+    by_hand = {rule: Ensemble(backbone, prompts, [1, 2, 1]).answer(texts, LIMITS, rule) for rule in ("borda", "runoff")}
+    write = Ensemble.outputs
+    monkeypatch.setattr(Ensemble, "outputs", lambda *given: passes.append(given) or write(*given))
+    found = study(prompts, task, backbone=backbone, rules=("majority", "borda", "runoff"), resamples=20)
+    assert len(passes) == 2  # dev and test
+    assert {rule: [row["ensembles"][rule] for row in found.rows] for rule in by_hand} == by_hand
+    with pytest.raises(ConfigError, match="it does not vote"):
+        Ensemble(backbone, prompts).vote(texts, [["a"] * 3] * 6, "mean")
+
+
 def test_labels_may_be_chosen(backbone_of):
     backbone, labels = backbone_of("llama"), ("good", "bad")
     prompts = several(backbone, 3)
