@@ -59,14 +59,22 @@ def override(tree: dict[str, Any], assignments: list[str]) -> dict[str, Any]:
         dotted, equals, text = assignment.partition("=")
         if not equals or not dotted:
             raise ConfigError(f"override {assignment!r} is not of the form field.path=value")
-        node = tree
-        *parents, leaf = dotted.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ConfigError(f"override {assignment!r}: {parent!r} is a value, not a group of fields")
-        node[leaf] = _assigned(assignment, text)
+        put(tree, dotted, _assigned(assignment, text))
     return tree
+
+
+def put(tree: dict[str, Any], dotted: str, value: Any) -> None:
+    """Set a dotted field of a tree of mappings in place.
+
+    Raises:
+        ConfigError: it walks through a field that is not a mapping.
+    """
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {dotted!r}: {parent!r} is a value, not a group of fields")
+    tree[leaf] = value
 
 
 def _assigned(assignment: str, text: str) -> Any:
@@ -90,6 +98,16 @@ def check_seed(seed: int, name: str = "seed") -> None:
     """
     if not 0 <= seed <= LARGEST_SEED:
         raise ConfigError(f"{name} = {seed!r} must be a whole number from 0 to 2**63 - 1")
+
+
+def check_least(name: str, value: float | None, least: int) -> None:
+    """Raise where a number is too small; None is no number and passes.
+
+    Raises:
+        ConfigError: it is below `least`.
+    """
+    if value is not None and value < least:
+        raise ConfigError(f"{name} = {value!r} must be at least {least}")
 
 
 def build(kind: type[C], tree: dict[str, Any], where: str = "") -> C:

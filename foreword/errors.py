@@ -16,6 +16,10 @@ class DataError(ForewordError):
     """A data file, record or split is missing, malformed or empty."""
 
 
+class MissingDataError(DataError):
+    """Data that others publish is not at hand: not in the data folder, and not to be had from the hub."""
+
+
 class BackboneError(ForewordError):
     """A model cannot be loaded, or cannot take the soft prompt that was asked for."""
 

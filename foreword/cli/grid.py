@@ -78,15 +78,15 @@ def _try(arguments: argparse.Namespace) -> int:
 
 
 def _list(grid: Any, retry: bool) -> int:
-    from foreword.experiments.grid.address import Contents
-    from foreword.experiments.grid.drive import plan
-    from foreword.experiments.grid.spec import points
+    from foreword.experiments.grid.drive import overview
     from foreword.experiments.grid.state import counts
 
-    rows = plan(grid, points(grid), Contents(), retry)
+    rows, complete = overview(grid, retry)
     for row in rows:
         print(f"{row.state:8} {row.piece.address}  {row.title}{f': {row.detail}' if row.detail else ''}")
     print(", ".join(f"{count} {state}" for state, count in counts(rows).items()))
+    if not complete:
+        print("the runs that count wait for the search: its trials decide their settings")
     return 0
 
 

@@ -41,6 +41,7 @@ def add_demo(commands: Any) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    from foreword.evaluate.dev import dev_evaluator
     from foreword.train.job import resume, train
     from foreword.train.rehearse import rehearse, settle
 
@@ -50,21 +51,27 @@ def _train(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--out {arguments.out!r} does not go with --resume, which goes on in its own directory")
     shortcuts = {"task": arguments.task, "backbone.source": arguments.backbone, "run_dir": arguments.out}
     config = settle(arguments.settings, {**shortcuts, "seed": arguments.seed}, arguments.resume)
+    evaluator = dev_evaluator(config)
     if arguments.dry_run:
-        print(rehearse(config).summary())
+        print(rehearse(config, evaluator).summary())
         return 0
-    result = resume(arguments.resume, config) if arguments.resume else train(config)
+    if arguments.resume:
+        result = resume(arguments.resume, config, evaluator=evaluator)
+    else:
+        result = train(config, evaluator=evaluator)
     _print_result(result)
     return 0
 
 
 def _train_gang(arguments: argparse.Namespace) -> int:
+    from foreword.evaluate.dev import gang_evaluator
     from foreword.train.gang import load_gang, train_gang
 
     given = (arguments.settings, arguments.task, arguments.backbone, arguments.out, arguments.seed, arguments.resume)
     if any(value is not None and value != [] for value in given) or arguments.dry_run:
         raise ConfigError("--gang takes its members' fields from the recipe alone; write them there")
-    for result in train_gang(load_gang(arguments.gang)):
+    members = load_gang(arguments.gang)
+    for result in train_gang(members, evaluator=gang_evaluator(members)):
         _print_result(result)
     return 0
 

@@ -81,12 +81,14 @@ class DataCheck:
     Attributes:
         splits: by name.
         leaks: every pair of splits that share a source.
-        missing: from a split that could not be loaded to the reason.
+        missing: from a split whose data is not at hand to the reason.
+        broken: from a split whose file or rows have a fault that keeps it from being loaded, to that fault.
     """
 
     splits: dict[str, SplitCheck]
     leaks: list[Leak] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
     def findings(self) -> list[tuple[str, str, str]]:
         """Return `(status, check, detail)` with status ok, warn or fail, worst problems of each kind named."""
@@ -101,6 +103,7 @@ class DataCheck:
             found.append((status, f"{leak.split} repeats {leak.known}", detail))
         if len(self.splits) > 1 and not self.leaks:
             found.append(("ok", "no source is in two splits", f"{', '.join(self.splits)} compared"))
+        found += [("fail", f"{name} cannot be read", reason) for name, reason in self.broken.items()]
         found += [("warn", f"{name} is not at hand", reason) for name, reason in self.missing.items()]
         return found
 
@@ -187,6 +190,8 @@ def measure(
 
 
 def _split_findings(name: str, split: SplitCheck) -> list[tuple[str, str, str]]:
+    if not split.records:
+        return [("fail", f"{name}: no records", "give at least one row")]
     found = []
     for what, number in (("source", split.empty_sources), ("target", split.empty_targets)):
         if number:

@@ -5,7 +5,7 @@ from typing import Any
 
 from foreword.data.checks import DataCheck, check_data
 from foreword.data.records import Record
-from foreword.errors import DataError
+from foreword.errors import DataError, MissingDataError
 from foreword.experiments import report as page
 from foreword.tasks import Task
 
@@ -15,7 +15,9 @@ BAR = 24
 
 
 def check_task(task: Task, splits: Sequence[str] = (), tokenizer: Any = None) -> DataCheck:
-    """Return the checks of a task's splits (all by default); one whose file is missing is named with the reason.
+    """Return the checks of a task's splits (all by default); one that cannot be loaded is named with the reason.
+
+    Published data that is not at hand is no fault; a task's own file that is missing or has a faulty row is one.
 
     Args:
         task: the task.
@@ -27,19 +29,23 @@ def check_task(task: Task, splits: Sequence[str] = (), tokenizer: Any = None) ->
     """
     loaded: dict[str, list[Record]] = {}
     missing: dict[str, str] = {}
+    broken: dict[str, str] = {}
     for split in splits or task.splits:
         if split not in task.splits:
             raise DataError(f"task {task.name!r} has no split {split!r}; it has {', '.join(task.splits)}")
         try:
             loaded[split] = task.loader(split)  # not `load`, which refuses what is to be counted here
-        except DataError as error:
+        except MissingDataError as error:
             missing[split] = str(error)
+        except DataError as error:
+            broken[split] = str(error)
     if not loaded:
-        raise DataError(f"no split of task {task.name!r} can be loaded: {next(iter(missing.values()))}")
+        reason = next(iter((broken or missing).values()))
+        raise DataError(f"no split of task {task.name!r} can be loaded: {reason}")
     contained = [(whole, part) for part in PARTS for whole in ("test", "dev") if part.startswith(whole)]
     limits = (task.max_source, task.max_target)
     found = check_data(loaded, task.labels, token_counter(tokenizer), limits, contained)
-    return DataCheck(found.splits, found.leaks, missing)
+    return DataCheck(found.splits, found.leaks, missing, broken)
 
 
 def token_counter(tokenizer: Any) -> Callable[[Sequence[str]], list[int]] | None:

@@ -8,11 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from foreword.config import build, load_yaml
-from foreword.data.files import pick, read_hub, read_rows, texts
+from foreword.config import build, check_least, load_yaml
+from foreword.data.files import filled, pick, read_hub, read_rows, some_rows, texts
 from foreword.data.records import Record
 from foreword.errors import ConfigError, DataError, nearest
 from foreword.tasks.task import GenerationLimits, Task
+
+# The names in `foreword.evaluate.metrics`, which stands to the right of tasks and cannot be imported; a test compares.
+METRICS = frozenset((
+    "accuracy", "bert_score", "bleu", "bleurt", "chrf", "dart_bleu", "dart_meteor", "e2e_bleu", "e2e_cider",
+    "e2e_meteor", "e2e_nist", "e2e_rouge_l", "exact_match", "f1", "macro_f1", "rouge", "rouge_lsum", "squad", "t5_f1",
+    "webnlg_bleu", "webnlg_meteor", "webnlg_ter",
+))
+# These need of each record what only their own task keeps of it.
+GROUP_METRICS = frozenset(("multirc", "wsc_referent"))
+TWO_LABEL_METRICS = frozenset(("f1", "t5_f1"))
 
 
 @dataclass(frozen=True)
@@ -27,8 +37,10 @@ class OwnTask:
         holdout: share of the training rows that becomes `dev`, and again `test`, where those are not given; rows of one
             source stay together.
         metrics: names in `foreword.evaluate.metrics.METRICS`.
-        label_words: for a classification, from the file's label values to the words the model is to write.
+        label_words: for a classification, from the file's label values to the words the model is to write; values with
+            the same word are one label.
         generation: decoding limits.
+        max_source, max_target: truncation in tokens, at least 1 and 2 (one token and EOS); None keeps everything.
     """
 
     name: str
@@ -49,12 +61,31 @@ class OwnTask:
     max_source: int | None = None
     max_target: int | None = None
 
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            _check_metric(name, len(set(self.label_words.values())))
+        for value, word in self.label_words.items():
+            if not word.strip():
+                raise ConfigError(f"label_words.{value} = {word!r} is empty; give the word that the model is to write")
+        for name, least in (("max_source", 1), ("max_target", 2)):
+            check_least(name, getattr(self, name), least)
+
+
+def _check_metric(name: str, labels: int) -> None:
+    """Check that a metric exists and fits rows of a file; 0 `labels` stands for free text."""
+    if name in GROUP_METRICS:
+        raise ConfigError(f"metrics: {name!r} needs what only its own task keeps of a row; take exact_match")
+    if name not in METRICS:
+        raise ConfigError(f"metrics: unknown metric {name!r}{nearest(name, METRICS)}")
+    if name in TWO_LABEL_METRICS and labels not in (0, 2):
+        raise ConfigError(f"metrics: {name!r} needs two labels and label_words gives {labels}; take macro_f1")
+
 
 def task_from_yaml(path: str | Path) -> Task:
     """Return the task that a YAML file describes; see `OwnTask` for its fields.
 
     Raises:
-        ConfigError: an unknown or missing field, a bad template, no split.
+        ConfigError: an unknown or missing field, a bad template, metric or limit, no split.
     """
     return own_task(build(OwnTask, load_yaml(path)), Path(path).parent)
 
@@ -73,7 +104,7 @@ def own_task(own: OwnTask, folder: str | Path = ".") -> Task:
         else:
             file = Path(folder) / files[split]
             where, rows = str(file), read_rows(file)
-        return [_record(row, f"{where!r} row {number}", number, own) for number, row in rows]
+        return [_record(row, f"{where!r} row {number}", number, own) for number, row in some_rows(rows, where)]
 
     if own.holdout is not None:
         load, files = _held_out(own, load, files)
@@ -83,7 +114,7 @@ def own_task(own: OwnTask, folder: str | Path = ".") -> Task:
         metrics=own.metrics,
         generation=own.generation,
         splits=tuple(files),
-        labels=tuple(own.label_words.values()),
+        labels=tuple(dict.fromkeys(own.label_words.values())),
         template=f"{own.source} -> {own.target}",
         licence=own.licence,
         max_source=own.max_source,
@@ -120,12 +151,20 @@ def columns(template: str, where: str) -> list[str]:
     """Return the column names in a template, in order.
 
     Raises:
-        ConfigError: the braces do not match, or nothing is filled in.
+        ConfigError: the braces do not match, nothing is filled in, or a column is to be formatted.
     """
     try:
-        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        fields = [field for field in string.Formatter().parse(template) if field[1] is not None]
     except ValueError as error:
         raise ConfigError(f"{where} = {template!r}: {error}; write a literal brace twice") from None
+    for _, name, spec, conversion in fields:
+        if spec or conversion:
+            extra = (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "")
+            raise ConfigError(
+                f"{where} = {template!r} has {extra!r} behind column {name!r}; columns are filled in as they are, so "
+                "leave it out (and rename a column whose own name has such a mark)"
+            )
+    names = [name for _, name, _, _ in fields]
     if not names or not all(names):
         raise ConfigError(f"{where} = {template!r} fills in no column; write a column's name in braces")
     return names
@@ -135,16 +174,13 @@ def fill(template: str, row: dict[str, Any], where: str) -> str:
     """Return the template with the row's columns in it.
 
     Raises:
-        DataError: the row lacks a column; names the nearest.
+        DataError: the row lacks a column (names the nearest), or has nothing or no text in it.
     """
     pieces = []
     for literal, name, _, _ in string.Formatter().parse(template):
         pieces.append(literal)
         if name is not None:
-            value = pick(row, name, where)
-            if value is None:
-                raise DataError(f"{where}: field {name!r} is empty; fill or drop the row")
-            pieces.append(str(value))
+            pieces.append(filled(pick(row, name, where), where, name))
     return "".join(pieces)
 
 
@@ -154,7 +190,7 @@ def _record(row: dict[str, Any], where: str, number: int, own: OwnTask) -> Recor
         targets = texts(pick(row, names[0], where), where, names[0])
     else:
         targets = texts(fill(own.target, row, where), where, own.target)
-    key = str(number) if own.id is None else str(pick(row, own.id, where))
+    key = str(number) if own.id is None else filled(pick(row, own.id, where), where, own.id)
     return Record(fill(own.source, row, where), tuple(_word(t, own, where) for t in targets), key)
 
 

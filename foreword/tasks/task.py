@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from foreword.config import check_least
 from foreword.data.records import Record, check_records
 from foreword.errors import DataError, nearest
 
@@ -21,6 +22,10 @@ class GenerationLimits:
     length_penalty: float = 1.0
     bad_words: tuple[str, ...] = ("\n", "\n\n")
     empty_output: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("num_beams", 1)):
+            check_least(f"generation.{name}", getattr(self, name), least)
 
 
 @dataclass(frozen=True)

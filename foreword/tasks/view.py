@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from foreword.config import build
+from foreword.config import build, check_least
 from foreword.data.records import Record
-from foreword.errors import ConfigError, DataError
+from foreword.errors import ConfigError, DataError, nearest
 from foreword.tasks.task import Task
 
 SIGN = "@"
@@ -42,6 +42,7 @@ class View:
         count = self.size if self.size is not None else self.per_label
         if count < 1 or not 0 < self.dev <= 1:
             raise ConfigError(f"view of {count} records with dev = {self.dev}: give at least 1 record and 0 < dev <= 1")
+        check_least("view draw", self.draw, 0)
 
 
 def split_name(name: str) -> tuple[str, View | None]:
@@ -57,14 +58,32 @@ def split_name(name: str) -> tuple[str, View | None]:
     for part in text.split(","):
         field, _, value = part.partition("=")
         try:
-            tree[field] = float(value) if "." in value else int(value)
+            tree[field] = _number(value)
         except ValueError:
             raise ConfigError(f"task {name!r}: {part!r} is not field=number, as in e2e@size=100,draw=3") from None
     return plain, build(View, tree, f"view of {plain}")
 
 
+def _number(text: str) -> float:
+    """Return a whole number where the text is one; `1e-05` and `1.0` are none."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
 def view_name(task: str, fields: Mapping[str, Any]) -> str:
-    """Return a task's name with a view behind it, its fields in a fixed order."""
+    """Return a task's name with a view behind it, its fields in a fixed order; None is as good as not given.
+
+    Raises:
+        ConfigError: `fields` are no mapping, or one of them is no field of a view.
+    """
+    known = [field.name for field in dataclasses.fields(View)]
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"view = {fields!r} must be a mapping of fields, as in {{size: 100, draw: 3}}")
+    for name in fields:
+        if name not in known:
+            raise ConfigError(f"unknown field 'view.{name}'{nearest(name, known)}")
     given = [f"{f.name}={fields[f.name]}" for f in dataclasses.fields(View) if fields.get(f.name) is not None]
     return f"{task}{SIGN}{','.join(given)}" if given else task
 

@@ -10,6 +10,7 @@ import torch
 from foreword.config import build, load_yaml, override, to_dict
 from foreword.data.examples import Example
 from foreword.errors import ConfigError
+from foreword.train.dev import Evaluator
 from foreword.train.job import load_data, load_frozen
 from foreword.train.loss import target_loss
 from foreword.train.parallel import World
@@ -90,8 +91,12 @@ class Rehearsal:
         )
 
 
-def rehearse(config: RunConfig) -> Rehearsal:
+def rehearse(config: RunConfig, evaluator: Evaluator | None = None) -> Rehearsal:
     """Return what a run would start from: everything is loaded and built, a few rows are tried, nothing is written.
+
+    Args:
+        config: the run.
+        evaluator: what the run would be handed for its dev evaluations; it is not called.
 
     Raises:
         ForewordError: whatever the run itself would raise before its first step.
@@ -103,7 +108,7 @@ def rehearse(config: RunConfig) -> Rehearsal:
     limit = config.data.limit if config.method == "written" else REHEARSED_RECORDS  # examples are drawn from all
     few = dataclasses.replace(config.data, limit=limit, dev_limit=REHEARSED_RECORDS)
     data = load_data(dataclasses.replace(config, data=few), backbone)
-    check_dev(config, data, None)
+    check_dev(config, data, evaluator)
     check_rows(config, backbone, data)
     learner, init = make_learner(config, backbone, data)
     learner.training(False)

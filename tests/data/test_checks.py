@@ -7,9 +7,9 @@ import pytest
 from foreword.cli import main
 from foreword.data.checks import check_data, find_leak, measure
 from foreword.data.records import Record
-from foreword.errors import DataError
+from foreword.errors import DataError, MissingDataError
 from foreword.experiments.data_page import check_task
-from foreword.tasks import get_task
+from foreword.tasks import Task, get_task
 
 TRAIN = [
     Record("one two", ("yes",), "t1"), Record("three", ("no",), "t2"), Record("One  Two", ("yes",), "t3"),
@@ -62,9 +62,54 @@ def test_a_missing_split_is_named_and_a_leak_is_a_fault(own, capsys):
     assert main(["check", str(own / "own.yaml"), "--out", str(own / "page.html")]) == 1
     out = capsys.readouterr().out
     assert "fail  test repeats train: 1 of 1 sources, 1 with the same target" in out
-    assert "warn  dev is not at hand" in out and "gone.jsonl" in out and "up 10" in out
+    assert "fail  dev cannot be read" in out and "gone.jsonl" in out and "up 10" in out
     assert "Lengths of the sources" in (own / "page.html").read_text()
     assert main(["check", str(own / "own.yaml"), "--split", "train"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("file", "row", "said"),
+    [
+        ("train.jsonl", {"s": "new", "t": ""}, "fail  train cannot be read"),
+        ("dev.jsonl", {"s": "new", "t": "sideways"}, "label 'sideways' has no label word"),
+        ("dev.jsonl", {"s": "", "t": "up"}, "row 1: field 's' is empty"),
+        ("dev.jsonl", None, "dev.jsonl' holds no rows"),
+    ],
+)
+def test_a_faulty_row_of_any_split_is_a_fault(own, capsys, file, row, said):
+    (own / "test.jsonl").write_text('{"s": "other", "t": "up"}', encoding="utf-8")
+    (own / "dev.jsonl").write_text('{"s": "another", "t": "down"}', encoding="utf-8")
+    text = (own / "own.yaml").read_text(encoding="utf-8").replace("gone.jsonl", "dev.jsonl")
+    (own / "own.yaml").write_text(text, encoding="utf-8")
+    assert main(["check", str(own / "own.yaml")]) == 0
+    (own / file).write_text("" if row is None else json.dumps(row), encoding="utf-8")
+    capsys.readouterr()
+    assert main(["check", str(own / "own.yaml")]) == 1
+    assert said in capsys.readouterr().out
+
+
+def test_published_data_that_is_not_at_hand_is_no_fault(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FOREWORD_DATA", str(tmp_path))
+    rows = [{"hypothesis": f"h{i}", "premise": "p", "label": label} for i, label in enumerate(get_task("cb").labels)]
+    (tmp_path / "superglue" / "cb").mkdir(parents=True)
+    (tmp_path / "superglue" / "cb" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["check", "cb"]) == 0
+    assert "warn  dev is not at hand" in capsys.readouterr().out
+
+
+def test_a_task_without_a_sound_split_tells_the_fault_before_what_is_missing():
+    faults = {"train": MissingDataError("not here"), "dev": DataError("row 7 is bad")}
+
+    def load(split):
+        raise faults[split]
+
+    with pytest.raises(DataError, match="no split of task 'bad' can be loaded: row 7 is bad"):
+        check_task(Task("bad", load, ("accuracy",), splits=("train", "dev")))
+
+
+def test_a_split_without_records_is_a_fault():
+    findings = check_data({"train": []}, labels=("a", "b")).findings()
+    assert findings == [("fail", "train: no records", "give at least one row")]
 
 
 def test_parts_of_a_split_are_no_leak(public_webnlg):

@@ -13,7 +13,8 @@ from foreword.data.examples import get_format, tokenise
 from foreword.data.records import Record
 from foreword.evaluate.metrics import BY_GROUP
 from foreword.evaluate.runner import evaluate_outputs
-from foreword.experiments.grid.spec import Grid, check_grid, points
+from foreword.experiments.grid.check import check_grid
+from foreword.experiments.grid.spec import Grid, points
 from foreword.tasks import TASKS, OwnTask, own_task
 
 PAGE = (Path(__file__).parents[2] / "docs" / "MEASURE.md").read_text(encoding="utf-8")

@@ -5,8 +5,9 @@ import json
 from pathlib import Path
 
 from foreword.config import build
+from foreword.experiments.grid.check import check_grid
 from foreword.experiments.grid.protocols import apply_protocol
-from foreword.experiments.grid.spec import Grid, check_grid
+from foreword.experiments.grid.spec import Grid
 
 AXES = {
     "method": {
@@ -17,20 +18,20 @@ AXES = {
 }
 
 
-def save_labels(folder: Path) -> Path:
-    """Write a task whose label says whether a word has its letters in order."""
+def save_labels(folder: Path, name: str = "order", up: str = "up", first: int = 0, **fields) -> Path:
+    """Write a task whose label says whether a word has its letters in order; its rows count from `first`."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, start, rows in (("train", 0, 40), ("dev", 40, 8), ("test", 48, 12)):
-        words = [chr(97 + i % 7) + chr(97 + (3 * i) % 11) + str(i) for i in range(start, start + rows)]
+        words = [chr(97 + i % 7) + chr(97 + (3 * i) % 11) + str(first + i) for i in range(start, start + rows)]
         lines = [json.dumps({"s": word, "t": "up" if word[0] < word[1] else "down"}) for word in words]
         (folder / f"{split}.jsonl").write_text("\n".join(lines), encoding="utf-8")
     task = {
-        "name": "order", "source": "{s}", "target": "{t}", "metrics": ["accuracy", "bleu"],
+        "name": name, "source": "{s}", "target": "{t}", "metrics": ["accuracy", "bleu"],
         "train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl",
-        "label_words": {"up": "up", "down": "down"}, "generation": {"max_new_tokens": 3},
+        "label_words": {"up": up, "down": "down"}, "generation": {"max_new_tokens": 3}, **fields,
     }
-    (folder / "order.yaml").write_text(json.dumps(task), encoding="utf-8")
-    return folder / "order.yaml"
+    (folder / f"{name}.yaml").write_text(json.dumps(task), encoding="utf-8")
+    return folder / f"{name}.yaml"
 
 
 def grid_tree(root: Path, **changes) -> dict:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from foreword.cli import make_parser
-from foreword.experiments.grid.drive import _draw_trials
 from foreword.experiments.grid.protocols import load_grid
+from foreword.experiments.grid.search import draw_trials
 from foreword.experiments.grid.spec import axes_of, points
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ def test_a_grid_says_how_it_is_run_and_is_sound(path):
     count = int(re.search(r"^# Time:\s+(\d+) runs", text, flags=re.M)[1])
     assert len(found) == count
     if grid.search is not None:
-        assert set(_draw_trials(grid)) == {value.label for value in axes_of(grid)[grid.search.axis]}
+        assert set(draw_trials(grid)) == {value.label for value in axes_of(grid)[grid.search.axis]}
 
 
 def test_adaptation_and_size_decide_the_backbone_together():

@@ -318,7 +318,7 @@ def missing_data_file(b):
     return b.train("--task", task)
 
 
-@case("split 'train'", "no records")
+@case("rows.jsonl", "no rows")
 def empty_data_file(b):
     return b.train("--task", b.task(""))
 

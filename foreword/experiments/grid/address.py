@@ -15,6 +15,7 @@ from foreword.config import to_dict
 from foreword.data.records import digest
 from foreword.experiments.grid.spec import Scoring, Target
 from foreword.tasks import Task, get_task, relabelled
+from foreword.tasks.view import split_name
 from foreword.train.run_config import BackboneConfig, Recipe, RunConfig
 
 # What a run writes down, not what it learns.
@@ -26,17 +27,16 @@ DIGITS = 20
 class Contents:
     """Digests of backbones and splits, each read once."""
 
-    backbones: dict[str, str] = field(default_factory=dict)
+    backbones: dict[tuple[str, str | None], str] = field(default_factory=dict)
     splits: dict[tuple[str, str], str] = field(default_factory=dict)
 
     def backbone(self, config: BackboneConfig) -> str:
         """Return the digest of a backbone's files; a hub id stands for itself with its revision."""
-        source = config.source or ""
-        if source not in self.backbones:
+        source, key = config.source or "", (config.source or "", config.revision)
+        if key not in self.backbones:
             folder = bundled_backbones().get(source, Path(source))
-            named = _folder_digest(folder) if Path(folder).is_dir() else f"{source}@{config.revision}"
-            self.backbones[source] = named
-        return self.backbones[source]
+            self.backbones[key] = _folder_digest(folder) if Path(folder).is_dir() else f"{source}@{config.revision}"
+        return self.backbones[key]
 
     def split(self, task: Task, name: str, split: str) -> str:
         """Return the digest of a task's records in one split; `name` is what the task is known by."""
@@ -58,22 +58,56 @@ class Contents:
         task = get_task(config.task)
         splits = ["train", *([config.data.dev_split] if config.dev.every else [])]
         tree["data"]["content"] = [self.split(task, config.task, split) for split in splits]
+        limits = config.data.limits(task.max_source, task.max_target)
+        tree["data"]["max_source"], tree["data"]["max_target"] = limits  # the task's own where the run gives none
+        if config.dev.every and config.dev.metric != "loss":  # generation then chooses the best step
+            tree["dev"]["by"] = to_dict([task.metrics, to_dict(task.generation), task.labels])
+        start = config.prompt.init.artifact if config.method == "prompt" else None
+        if start and Path(start).is_dir():
+            tree["prompt"]["init"]["artifact"] = _folder_digest(Path(start))
         del tree["task"]  # its records say what it is
         return _hash(tree)
 
     def score(self, of: str, config: RunConfig, scoring: Scoring, target: Target) -> str:
         """Return the address of what a run or a backbone (`of`) scores on one target."""
-        task = scored_task(config.task, scoring, target)
-        records = self.split(task, f"{target.task or config.task} {sorted(target.relabel.items())}", target.split)
+        task, words = scored_task(config.task, scoring, target), relabelling(config.task, target)
+        name = target.task or config.task
+        records = self.split(task, f"{name} {sorted(words.items())}" if words else name, target.split)
         how = [task.metrics, to_dict(task.generation), task.labels, scoring.limit, scoring.resamples, scoring.seed]
+        if config.data.max_source is None and task.max_source is not None:  # a run's own is in its address
+            how.append(task.max_source)
         return _hash({"of": of, "records": records, "how": to_dict(how), "batch": scoring.batch_size})
+
+    def untouched(self, config: RunConfig) -> str:
+        """Return the address of a run's backbone without anything learned, which holds what its outputs depend on."""
+        own, named = config.data, self.backbone(config.backbone)
+        named = _hash(named) if "@" in named else named  # hub ids of one family begin alike
+        address = f"untouched-{named[:12]}-{own.format or 'default'}-{own.max_source or 'whole'}".replace("/", "-")
+        held = replace(config.backbone, source=None, device=None), untouched_words(config)
+        return address if held == (BackboneConfig(), None) else f"{address}-{_hash(to_dict(held))[:8]}"
+
+
+def untouched_words(config: RunConfig) -> str | None:
+    """Return the words before every source that a run's untouched backbone reads too; a written prompt is its words."""
+    return None if config.method == "written" else config.data.words
+
+
+def relabelling(name: str, target: Target) -> dict[str, str]:
+    """Return the words of a target's labels that are written otherwise for a run of task `name`: none for its own."""
+    return {} if target.task is None or _plain(target.task) == _plain(name) else target.relabel
+
+
+def _plain(name: str) -> str:
+    """Return a task's name without its view; a file by its whole path, however it is written."""
+    name = split_name(name)[0]
+    return str(Path(name).resolve()) if Path(name).suffix in (".yaml", ".yml") else name
 
 
 def scored_task(name: str, scoring: Scoring, target: Target) -> Task:
     """Return the task of a target with the grid's metrics and decoding; `name` is the run's own task."""
-    task = get_task(target.task or name)
-    if target.relabel:
-        task = relabelled(task, target.relabel)
+    task, words = get_task(target.task or name), relabelling(name, target)
+    if words:
+        task = relabelled(task, words)
     given = {"num_beams": scoring.num_beams, "max_new_tokens": scoring.max_new_tokens}
     limits = replace(task.generation, **{key: value for key, value in given.items() if value is not None})
     return replace(task, generation=limits, metrics=scoring.metrics or task.metrics)

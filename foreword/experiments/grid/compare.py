@@ -34,7 +34,7 @@ class Comparison:
         target: name.
         runs: over pairs of runs with the same seed and subset: difference, t interval, sign-flip p.
         outputs: over test instances: difference, bootstrap interval, p of approximate randomisation; None where the
-            runs were not scored on the same instances or the metric's library is missing.
+            runs were not scored on the same records or the metric's library is missing.
         corrected: `outputs.p_value` (or the runs' one) after Holm's correction over all comparisons of the grid.
         pairs: how many pairs of runs.
     """
@@ -69,13 +69,13 @@ def _moved(cell: Cell, axis: str, label: str) -> Cell:
 
 
 def _pairs(results: Results, mine: Sequence[Score], other: Sequence[Score], axis: str) -> list[tuple[Score, Score]]:
-    """Return runs with the same labels on every other axis."""
+    """Return runs with the same labels on every other axis that both have the headline score."""
 
     def key(score: Score) -> tuple[tuple[str, str], ...]:
         return tuple((name, label) for name, label in score.labels.items() if name != axis)
 
-    known = {key(score): score for score in other}
-    return [(score, known[key(score)]) for score in mine if key(score) in known]
+    known = {key(score): score for score in other if results.metric in score.metrics}
+    return [(s, known[key(s)]) for s in mine if results.metric in s.metrics and key(s) in known]
 
 
 def _differences(
@@ -84,6 +84,8 @@ def _differences(
     metric = results.metric
     rng = np.random.Generator(np.random.PCG64(SEED))
     runs = paired_runs([a.metrics[metric] for a, _ in pairs], [b.metrics[metric] for _, b in pairs], rng)
+    if not _same_records(results, target, [score for pair in pairs for score in pair]):
+        return runs, None
     sides = [[score_statistics(results, score, target) for score in side] for side in zip(*pairs, strict=True)]
     if any(table is None for side in sides for table in side):
         return runs, None
@@ -93,6 +95,17 @@ def _differences(
     interval = paired_bootstrap_of_runs(*sides, rng, RESAMPLES)[metric]
     swapped = approximate_randomisation_of_runs(*sides, rng, RESAMPLES)[metric]
     return runs, Difference(interval.value, swapped.p_value, interval.low, interval.high)
+
+
+def _same_records(results: Results, target: str, scores: Sequence[Score]) -> bool:
+    """Return whether all runs were scored on the same records in the same order; of a target whose labels are written
+    otherwise for some of them, the sources say so.
+    """
+    renamed = any(t.relabel for t in results.grid.scoring.targets if t.name == target)
+    first, *others = (
+        [(row["source"], None if renamed else row["targets"]) for row in read_predictions(score)] for score in scores
+    )
+    return all(rows == first for rows in others)
 
 
 def score_statistics(results: Results, score: Score, target: str) -> Statistics | None:
@@ -157,16 +170,14 @@ def _gap_slope(
 
 def seen_minus_unseen(results: Results) -> list[tuple[Cell, Interval, int]]:
     """Return, for each cell, the score on the first target of `page.gap` minus that on the second, run by run."""
-    gap = results.grid.page.gap
+    gap, metric = results.grid.page.gap, results.metric
     if gap is None:
         return []
     seen, unseen = (results.cells(name) for name in gap)
     found = []
     for cell, scores in seen.items():
-        known = {score.address: score for score in unseen.get(cell, [])}
-        gaps = [
-            s.metrics[results.metric] - known[s.address].metrics[results.metric] for s in scores if s.address in known
-        ]
+        known = {s.address: s.metrics[metric] for s in unseen.get(cell, []) if metric in s.metrics}
+        gaps = [s.metrics[metric] - known[s.address] for s in scores if s.address in known and metric in s.metrics]
         if gaps:
             found.append((cell, mean_interval(gaps), len(gaps)))
     return found

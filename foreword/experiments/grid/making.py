@@ -14,8 +14,12 @@ from foreword.experiments import report as page
 from foreword.experiments.grid.compare import stability
 from foreword.experiments.grid.drive import Ran
 from foreword.experiments.grid.results import Cell, Results, Training, converged
-from foreword.experiments.grid.spec import cell_of
+from foreword.experiments.grid.spec import Grid, Scoring, cell_of
 from foreword.experiments.grid.work import machine
+
+# Floating-point operations a weight and token (Kaplan et al. 2020): 2 forward; 2 more for gradients that go back
+# through frozen weights, 4 where the weights themselves train. Under top layers no gradient goes back: 2 are sure.
+FLOP = {"fine_tune": 6, "prompt": 4, "lora": 4, "adapter": 4, "top_layers": 2, "written": 0}
 
 
 def cost_blocks(results: Results) -> list[page.Block]:
@@ -29,7 +33,7 @@ def cost_blocks(results: Results) -> list[page.Block]:
     axes = [axis for axis in results.grid.axes if axis not in results.grid.page.over]
     rows = []
     for cell, runs in cells.items():
-        loss = [converged(run, loss=results.grid.base.get("dev", {}).get("metric", "loss") == "loss") for run in runs]
+        loss = [converged(run, loss=run.dev_metric == "loss") for run in runs]
         known = [found for found in loss if found is not None]
         rows.append((
             *(dict(cell)[axis] for axis in axes), len(runs), runs[0].facts["num_trained"], runs[0].facts["num_stored"],
@@ -71,7 +75,9 @@ def made_blocks(ran: Ran, results: Results, command: Sequence[str]) -> list[page
         facts["command"] = shlex.join(command)
     run = next((t.address for t in results.trainings), "ADDRESS")
     facts["one run again"] = f"foreword train {ran.grid.store}/{run}/run/config.yaml run_dir=runs/again"
-    facts["one run scored"] = f"foreword evaluate {ran.grid.store}/{run}/run"
+    facts["one run scored"] = _evaluate_command(ran.grid, run)
+    if otherwise := _scored_otherwise(ran.grid):
+        facts["scored otherwise"] = otherwise
     unique = {training.address: training for training in results.trainings}
     facts["training"] = f"{sum(map(seconds_of, unique.values())):,.0f} s of training in {len(unique)} runs"
     facts["arithmetic"] = _arithmetic(list(unique.values()))
@@ -89,13 +95,45 @@ def made_blocks(ran: Ran, results: Results, command: Sequence[str]) -> list[page
     return [page.Facts(facts, code=code), page.Listing(text, caption="The grid, its protocol written out."), table]
 
 
+def _evaluate_command(grid: Grid, run: str) -> str:
+    """Return the command that scores a run on the grid's first target."""
+    scoring, usual, target = grid.scoring, Scoring(), grid.scoring.targets[0]
+    words = ["foreword", "evaluate", f"{grid.store}/{run}/run"]
+    words += [] if target.task is None else ["--task", target.task]
+    words += ["--split", target.split]
+    for name in ("limit", "seed", "batch_size", "resamples"):
+        if (value := getattr(scoring, name)) != getattr(usual, name):
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def _scored_otherwise(grid: Grid) -> str:
+    """Return in what the grid's scoring differs from that of `foreword evaluate`; empty where it does not."""
+    scoring = grid.scoring
+    given = {name: getattr(scoring, name) for name in ("num_beams", "max_new_tokens") if getattr(scoring, name)}
+    told = [f"{name} {value}" for name, value in given.items()]
+    told += [f"metrics {', '.join(scoring.metrics)}"] if scoring.metrics else []
+    told += ["label words renamed for runs of other tasks"] if scoring.targets[0].relabel else []
+    return f"{'; '.join(told)}: the command above takes the task's own instead" if told else ""
+
+
 def _arithmetic(trainings: Sequence[Training]) -> str:
-    """Return a lower bound of the floating-point operations: 2 a weight and token forward, 2 back through a frozen
-    model, 4 where the weights themselves are trained (Kaplan et al. 2020); target tokens only.
-    """
-    known = [t for t in trainings if t.facts.get("num_backbone")]
-    total = sum(t.facts["num_backbone"] * t.tokens * (4 if t.facts["num_stored"] else 6) for t in known)
-    return f"{total:.3g} FLOP at least in training (target tokens only; sources and attention come on top)"
+    """Return a lower bound of the floating-point operations; target tokens only."""
+    known = [t for t in trainings if _flop(t) is not None]
+    total = sum(_flop(t) for t in known)
+    told = f"{total:.3g} FLOP at least in training (target tokens only; sources and attention come on top)"
+    unknown = f"unknown for {len(trainings) - len(known)} of {len(trainings)} runs"
+    if len(known) == len(trainings):
+        return told
+    return f"{told}; {unknown}" if known else unknown
+
+
+def _flop(training: Training) -> int | None:
+    """Return the operations that a run took at least; None where its backbone's size or its tokens are not known."""
+    factor, size = FLOP.get(training.method), training.facts.get("num_backbone")
+    if factor == 0:
+        return 0
+    return None if factor is None or not size or not training.tokens else factor * size * training.tokens
 
 
 def _short(tree: dict[str, Any]) -> dict[str, Any]:

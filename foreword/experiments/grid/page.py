@@ -1,36 +1,37 @@
 """A grid's page: what was asked, what came out with its uncertainty, how it was made; CSV and SVG files beside it."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from foreword.config import dump_yaml
 from foreword.errors import ForewordError
-from foreword.evaluate.stats import Interval
+from foreword.evaluate.across import Slope
+from foreword.evaluate.score_names import LOWER_IS_BETTER
+from foreword.evaluate.stats import Difference, Interval
 from foreword.experiments import report as page
 from foreword.experiments.data_page import check_task, data_blocks
 from foreword.experiments.grid.compare import compare, gap_slopes, seen_minus_unseen
-from foreword.experiments.grid.drive import Ran, write_trials
+from foreword.experiments.grid.drive import Ran
+from foreword.experiments.grid.examples import example_blocks
 from foreword.experiments.grid.making import cost_blocks, made_blocks
 from foreword.experiments.grid.results import (
-    UNTOUCHED,
-    Cell,
     Results,
     Score,
     average,
-    read_predictions,
+    cell_name,
+    floor_name,
     read_results,
     tidy_rows,
     write_csv,
 )
+from foreword.experiments.grid.search import write_trials
 from foreword.experiments.grid.spec import Grid, axes_of, points
 from foreword.experiments.svg import write_svg
 from foreword.tasks import get_task
-from foreword.tasks.view import split_name
+from foreword.tasks.view import SIGN, split_name
 
-SHOWN_CHARACTERS = 400
-SHOWN_CELLS = 4
 SHOWN_CURVES = 12
 DIGITS = 3
 
@@ -52,11 +53,11 @@ def write_page(ran: Ran, folder: str | Path, command: Sequence[str] = ()) -> Pat
     report = grid_report(ran, results, command)
     write_csv(folder / "results.csv", *tidy_rows(results))
     dump_yaml(ran.grid, folder / "grid.yaml")
-    if ran.trials:
-        write_trials(folder, ran.trials)
+    write_trials(folder, ran.trials)
     plots = [block for section in report.sections for block in section.blocks if isinstance(block, page.Plot)]
-    for number, plot in enumerate(plots, start=1):
-        write_svg(folder / "plots" / f"{number:02}.svg", plot)
+    written = [write_svg(folder / "plots" / f"{number:02}.svg", plot) for number, plot in enumerate(plots, start=1)]
+    for old in set((folder / "plots").glob("[0-9][0-9].svg")) - set(written):  # of an earlier page with more plots
+        old.unlink()
     return page.write_report(folder / "report.html", report)
 
 
@@ -71,7 +72,7 @@ def grid_report(ran: Ran, results: Results, command: Sequence[str] = ()) -> page
         ("Domain shift", lambda: _shift(results)),
         ("Learning curves", lambda: _curves(results)),
         ("Time, size and convergence", lambda: cost_blocks(results)),
-        ("Outputs side by side", lambda: _examples(results)),
+        ("Outputs side by side", lambda: example_blocks(results)),
         ("The search", lambda: _search(ran)),
         ("Data checks", lambda: _data(grid)),
         ("What failed", lambda: _failures(ran)),
@@ -87,9 +88,11 @@ def _summary(grid: Grid) -> str:
     )
 
 
-def estimate(interval: Interval | None) -> page.Estimate | None:
-    """Return an interval as a cell of a table."""
-    return page.Estimate(interval.value, interval.low, interval.high) if interval is not None else None
+def estimate(interval: Interval | Difference | Slope | None, runs: int = 2) -> page.Estimate | float | None:
+    """Return an interval as a cell of a table: the bare number where one run, or equal ones in a fit, give none."""
+    if interval is None or runs < 2 or math.isnan(interval.low):
+        return None if interval is None else interval.value
+    return page.Estimate(interval.value, interval.low, interval.high)
 
 
 def _axes_shown(grid: Grid) -> list[str]:
@@ -100,13 +103,21 @@ def _results(ran: Ran, results: Results) -> list[page.Block]:
     if not results.scores:
         return [page.Prose("No run of this grid has been scored yet.")]
     blocks: list[page.Block] = [_highlights(ran, results)]
+    asked = results.grid.page.metric
+    if asked is not None and results.metric != asked:
+        skipped = {f"{name}: {why}" for score in results.scores for name, why in score.skipped.items()}
+        why = "".join(f" Left out: {text}." for text in sorted(skipped))
+        blocks.append(page.Prose(f"{asked} was asked for and is in no score; {results.metric} stands for it.{why}"))
     return blocks + [_score_table(results, target) for target in results.targets if results.cells(target)]
 
 
 def _highlights(ran: Ran, results: Results) -> page.Highlights:
     runs = {row.piece.address for row in ran.rows if row.point is not None and row.state in ("done", "found")}
-    failed = {row.piece.address for row in ran.failed}
-    items: list[tuple[str, ...]] = [(f"{len(runs)}", "runs", f"{len(failed)} failed" if failed else "none failed")]
+    failed = {row.piece.address for row in ran.rows if row.state == "failed"}
+    told = f"{len(failed)} failed" if failed else "none failed"
+    if lost := {row.piece.address for row in ran.tried if row.state == "failed"}:
+        told += f"; trials of the search: {len(lost)} failed"
+    items: list[tuple[str, ...]] = [(f"{len(runs)}", "runs", told)]
     for target in results.targets:
         means = {cell: found for cell, scores in results.cells(target).items()
                  if (found := average(scores, results.metric)) is not None}
@@ -117,11 +128,6 @@ def _highlights(ran: Ran, results: Results) -> page.Highlights:
     return page.Highlights(items)
 
 
-def cell_name(cell: Cell) -> str:
-    """Return a cell in words."""
-    return ", ".join(f"{axis} {label}" for axis, label in cell) or "the run"
-
-
 def _score_table(results: Results, target: str) -> page.Table:
     axes, cells = _axes_shown(results.grid), results.cells(target)
     first = next(iter(cells.values()))[0]
@@ -130,26 +136,42 @@ def _score_table(results: Results, target: str) -> page.Table:
     rows: list[list[Any]] = []
     for floor in results.floors:
         if floor.target == target:
-            rows.append(_row([f"{UNTOUCHED} {floor.backbone}", *[None] * (len(axes) - 1)], [floor], names, has_illegal))
+            name = floor_name(floor, results.floors)
+            rows.append(_row([name, *[None] * (len(axes) - 1)], [floor], names, has_illegal))
     for cell, scores in cells.items():
         rows.append(_row([dict(cell)[axis] for axis in axes] or ["the run"], scores, names, has_illegal))
-    best = {name: "min" if name in ("TER", "loss") else "max" for name in names}
+    best = {name: "min" if name in LOWER_IS_BETTER else "max" for name in names}
     return page.Table(
         [*(axes or [""]), "runs", *names, *(["illegal outputs"] if has_illegal else []), "empty outputs"],
         rows,
         caption=(
-            f"Scores on {target} ({first.n:,} records): mean over runs with the 95 % t interval over them; where there "
-            f"is one run, its bootstrap interval over records. Untouched: the backbone with the same input, no prompt."
+            f"Scores on {target} ({_records(cells.values())}): mean over runs with the 95 % t interval over them; "
+            "where there is one run, its bootstrap interval over records. Untouched: the backbone with the same input, "
+            "no prompt."
         ),
         best=best,
         digits=DIGITS,
     )
 
 
+def _records(cells: Iterable[Sequence[Score]]) -> str:
+    """Return how many records were scored: of each task apart where runs have their own."""
+    counts = {(score.task.partition(SIGN)[0], score.n): None for scores in cells for score in scores}
+    if len(counts) == 1:
+        return f"{next(iter(counts))[1]:,} records"
+    return ", ".join(f"{n:,} records of {task}" for task, n in counts)
+
+
 def _row(labels: Sequence[str | None], scores: Sequence[Score], names: Sequence[str], has_illegal: bool) -> list[Any]:
     illegal = [sum(s.illegal or 0.0 for s in scores) / len(scores)] if has_illegal else []
     empty = sum(score.empty for score in scores) / len(scores)
-    return [*labels, len(scores), *(estimate(average(scores, name)) for name in names), *illegal, empty]
+    return [*labels, len(scores), *(_mean(scores, name) for name in names), *illegal, empty]
+
+
+def _mean(scores: Sequence[Score], name: str) -> page.Estimate | float | None:
+    """Return a score's mean over runs as a cell; one run without a bootstrap interval is a bare number."""
+    known = [score for score in scores if name in score.metrics]
+    return estimate(average(known, name), 2 if known and name in known[0].intervals else len(known))
 
 
 def _plots(results: Results) -> list[page.Block]:
@@ -196,8 +218,7 @@ def _comparisons(results: Results) -> list[page.Block]:
         outputs = row.outputs
         rows.append((
             *(dict(row.cell)[name] for name in axes), row.target, row.pairs,
-            page.Estimate(row.runs.value, row.runs.low, row.runs.high), row.runs.p_value,
-            page.Estimate(outputs.value, outputs.low, outputs.high) if outputs is not None else None,
+            estimate(row.runs, row.pairs), row.runs.p_value, estimate(outputs),
             outputs.p_value if outputs is not None else None, row.corrected,
         ))
     columns = (*axes, "target", "pairs", "difference over runs", "p, sign flips", "difference over records",
@@ -212,7 +233,7 @@ def _comparisons(results: Results) -> list[page.Block]:
         ),
     )]
     slopes = [
-        (s.label, s.target, page.Estimate(s.slope.value, s.slope.low, s.slope.high), s.slope.p_value, s.slope.n)
+        (s.label, s.target, estimate(s.slope), None if math.isnan(s.slope.p_value) else s.slope.p_value, s.slope.n)
         for s in gap_slopes(results)
     ]
     if slopes:
@@ -226,7 +247,8 @@ def _comparisons(results: Results) -> list[page.Block]:
 def _gap(results: Results) -> list[page.Block]:
     axes = _axes_shown(results.grid)
     rows = [
-        (*(dict(cell)[axis] for axis in axes), runs, estimate(gap)) for cell, gap, runs in seen_minus_unseen(results)
+        (*(dict(cell)[axis] for axis in axes), runs, estimate(gap, runs))
+        for cell, gap, runs in seen_minus_unseen(results)
     ]
     if not rows:
         return []
@@ -245,7 +267,7 @@ def _shift(results: Results) -> list[page.Block]:
     axes = _axes_shown(results.grid)
     rows = [
         (*(dict(cell)[name] for name in axes),
-         *(estimate(average(cells[target].get(cell, []), results.metric)) for target in results.targets))
+         *(_mean(cells[target].get(cell, []), results.metric) for target in results.targets))
         for cell in order
     ]
     caption = (
@@ -275,41 +297,6 @@ def _curves(results: Results) -> list[page.Block]:
         caption = "Training loss in nats per target token, running mean of 20 steps."
         plots.append(page.Plot(loss, "step", "training loss", caption=caption))
     return plots
-
-
-def _examples(results: Results) -> list[page.Block]:
-    if not results.scores or not results.grid.page.examples:
-        return []
-    return [
-        block for target in results.targets if (block := _target_examples(results, target)) is not None
-    ]
-
-
-def _target_examples(results: Results, target: str) -> page.Examples | None:
-    """Return the first records with the outputs of the untouched backbone and of the best cells, one run each."""
-    cells = results.cells(target)
-    means = {cell: found.value for cell, scores in cells.items()
-             if (found := average(scores, results.metric)) is not None and not math.isnan(found.value)}
-    ranked = sorted(means, key=lambda cell: means[cell], reverse=not results.lower_is_better)
-    spaced = ranked if len(ranked) <= SHOWN_CELLS else [ranked[0], *ranked[1 : SHOWN_CELLS - 1], ranked[-1]]
-    columns = {cell_name(cell): read_predictions(cells[cell][0]) for cell in spaced}
-    floor = next((f for f in results.floors if f.target == target), None)
-    if floor is not None and len(read_predictions(floor)) == len(next(iter(columns.values()), [])):
-        columns = {UNTOUCHED: read_predictions(floor), **columns}
-    if not any(columns.values()):
-        return None
-    common = next(iter(columns.values()))
-    places = range(0, len(common), max(1, len(common) // results.grid.page.examples))
-    rows = []
-    for place in list(places)[: results.grid.page.examples]:
-        texts = [rows_of[place]["prediction"] if place < len(rows_of) else "" for rows_of in columns.values()]
-        rows.append([_short(common[place]["source"]), _short(common[place]["targets"][0]), *map(_short, texts)])
-    caption = f"Records of {target}, evenly spaced, with their first reference: the best cells and the last one."
-    return page.Examples(("source", "reference", *columns), rows, caption=caption)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS].rstrip() + " …"
 
 
 def _search(ran: Ran) -> list[page.Block]:
@@ -345,6 +332,6 @@ def _tasks(grid: Grid) -> list[str]:
 
 def _failures(ran: Ran) -> list[page.Block]:
     items = [("fail", row.title, f"{row.piece.address}: {row.detail}") for row in ran.failed]
-    waiting = [row for row in ran.rows if row.state in ("waiting", "running")]
+    waiting = [row for row in (*ran.tried, *ran.rows) if row.state in ("waiting", "running")]
     items += [("warn", row.title, f"{row.piece.address}: not run yet. {row.detail}") for row in waiting]
     return [page.Findings(items, caption="Runs without a result, and why.")] if items else []

@@ -15,7 +15,16 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from foreword.errors import ConfigError, MissingExtraError, TrainingError
-from foreword.experiments.grid.work import Job, Outcome, folder_of, pack_job, record_failure, unpack_job, work
+from foreword.experiments.grid.work import (
+    Job,
+    Outcome,
+    folder_of,
+    pack_job,
+    record_failure,
+    unpack_job,
+    unscored,
+    work,
+)
 
 ATTEMPTS = 3
 TICK_SEC = 0.5
@@ -69,7 +78,8 @@ class _Queue:
             return Event("lost", number, detail=why)
         reason = f"{why}, {ATTEMPTS} times"
         for piece in jobs[number].pieces:
-            record_failure(folder_of(jobs[number].store, piece.address), reason)
+            store = jobs[number].store
+            record_failure(folder_of(store, piece.address), reason, targets=unscored(store, piece))
         return Event("ended", number, tuple(Outcome(p.address, "failed", reason) for p in jobs[number].pieces))
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from foreword.config import build, load_yaml, override
 from foreword.errors import ConfigError, DataError, nearest
-from foreword.experiments.grid.spec import Grid, Page, Scoring, Target, check_grid
+from foreword.experiments.grid.check import check_grid
+from foreword.experiments.grid.spec import Grid, Page, Scoring, Target
 from foreword.tasks import get_task
 
 
@@ -63,7 +64,7 @@ class DomainShift:
         tasks: the domains, each a task; trained on in turn and tested on.
         only_tested: further tasks that are tested on and never trained on.
         split: scored.
-        relabel: from a tested task to the words of its labels that are written otherwise.
+        relabel: from a tested task to the words of its labels that are written otherwise for runs of other tasks.
         seeds: training seeds.
     """
 
@@ -115,8 +116,12 @@ FORMS: dict[str, tuple[type, Callable[[Grid, Any], Grid]]] = {
 }
 
 
-def apply_protocol(grid: Grid) -> Grid:
+def apply_protocol(grid: Grid, keep_targets: bool = False) -> Grid:
     """Return the grid with its protocol written out; a grid without one as it is.
+
+    Args:
+        grid: as it was given.
+        keep_targets: the grid names its targets itself, so the protocol's stay out, be they the same as by default.
 
     Raises:
         ConfigError: an unknown protocol or field.
@@ -128,7 +133,12 @@ def apply_protocol(grid: Grid) -> Grid:
     if name not in FORMS:
         raise ConfigError(f"protocol.name = {name!r} is unknown{nearest(name, FORMS)}")
     form, apply = FORMS[name]
-    return apply(grid, build(form, fields, f"protocol {name}"))
+    found = apply(grid, build(form, fields, f"protocol {name}"))
+    if not keep_targets:
+        return found
+    names = {target.name for target in grid.scoring.targets}
+    gap = found.page.gap if grid.page.gap or names >= set(found.page.gap or ()) else None  # not of targets left out
+    return dataclasses.replace(found, scoring=grid.scoring, page=dataclasses.replace(found.page, gap=gap))
 
 
 def load_grid(path: str | Path, changes: list[str] | None = None) -> Grid:
@@ -137,8 +147,10 @@ def load_grid(path: str | Path, changes: list[str] | None = None) -> Grid:
     Raises:
         ConfigError: an unknown field, an axis that is none, a point that is no valid run, or a run that would select
             on a test split.
+        DataError: a task that is none.
     """
-    grid = apply_protocol(build(Grid, override(load_yaml(path), changes or [])))
+    tree = override(load_yaml(path), changes or [])
+    grid = apply_protocol(build(Grid, tree), keep_targets="targets" in (tree.get("scoring") or {}))
     check_grid(grid)
     return grid
 

@@ -14,14 +14,16 @@ from typing import Any
 
 from foreword.data.files import write_atomic
 from foreword.evaluate.across import mean_interval
+from foreword.evaluate.score_names import LOWER_IS_BETTER
 from foreword.evaluate.stats import Interval
-from foreword.experiments.grid.spec import Grid, cell_of
+from foreword.experiments.grid.address import relabelling, untouched_words
+from foreword.experiments.grid.spec import Grid, Target, cell_of
 from foreword.experiments.grid.state import Row, read_json, read_jsonl
 from foreword.experiments.grid.work import RUN, SCORES, TRAINED, folder_of
 from foreword.train.record import METRICS, TIMES
+from foreword.train.run_config import RunConfig
 
 UNTOUCHED = "untouched"
-LOWER_IS_BETTER = ("TER", "loss")
 Cell = tuple[tuple[str, str], ...]
 
 
@@ -40,6 +42,8 @@ class Score:
         backbone: what it ran on.
         task: whose records they are, by the task's own name.
         trained_on: the run's task as its config names it.
+        skipped: metrics that could not be computed, with the reason.
+        reads: of an untouched backbone, what else decides its outputs, by name.
     """
 
     labels: dict[str, str]
@@ -54,6 +58,8 @@ class Score:
     backbone: str
     task: str
     trained_on: str
+    skipped: dict[str, str] = field(default_factory=dict)
+    reads: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,10 @@ class Training:
         loss: (step, training loss).
         dev: (step, deciding dev value).
         seconds: (step, seconds since the start), broken-off attempts included.
-        tokens: target tokens it learned from.
+        tokens: target tokens it learned from; 0 where none are counted.
+        address: of the run.
+        dev_metric: what the deciding value is of.
+        method: how it learned.
     """
 
     labels: dict[str, str]
@@ -76,6 +85,8 @@ class Training:
     seconds: list[tuple[float, float]]
     tokens: int
     address: str
+    dev_metric: str = "loss"
+    method: str = "prompt"
 
 
 @dataclass(frozen=True)
@@ -89,11 +100,11 @@ class Results:
 
     @property
     def metric(self) -> str:
-        """The headline score's name."""
-        first = next(iter(self.scores), None)
-        if first is None:
-            return self.grid.page.metric or ""
-        return self.grid.page.metric if self.grid.page.metric in first.metrics else next(iter(first.metrics), "")
+        """The headline score's name: the one asked for, or the first where no run has it."""
+        asked = self.grid.page.metric or ""
+        if not self.scores or any(asked in score.metrics for score in self.scores):
+            return asked
+        return next((name for score in self.scores for name in score.metrics), "")
 
     @property
     def lower_is_better(self) -> bool:
@@ -126,19 +137,41 @@ def read_results(grid: Grid, rows: Sequence[Row]) -> Results:
             found = read_json(folder / "scores" / address / SCORES)
             if found is not None:
                 (results.floors if row.point is None else results.scores).append(
-                    _score(row, target.name, folder / "scores" / address, found)
+                    _score(row, target, folder / "scores" / address, found)
                 )
     return results
 
 
-def _score(row: Row, target: str, folder: Path, found: dict[str, Any]) -> Score:
+def _score(row: Row, target: Target, folder: Path, found: dict[str, Any]) -> Score:
     intervals = {name: Interval(**values) for name, values in found["intervals"].items()}
-    labels = row.point.labels if row.point is not None else {}
-    source = Path(row.piece.config.backbone.source).name
+    config, labels = row.piece.config, row.point.labels if row.point is not None else {}
     return Score(
-        labels, target, found["metrics"], intervals, found["illegal"], found["empty"], found["n"], row.piece.address,
-        folder, source, found["task"], row.piece.config.task,
+        labels, target.name, found["metrics"], intervals, found["illegal"], found["empty"], found["n"],
+        row.piece.address, folder, Path(config.backbone.source).name, found["task"], config.task,
+        found.get("skipped", {}), _reads(config, target, found["task"]) if row.point is None else {},
     )
+
+
+def _reads(config: RunConfig, target: Target, task: str) -> dict[str, str]:
+    """Return what tells one untouched backbone's score from another's on the same target."""
+    held, data = config.backbone, config.data
+    renamed = "renamed" if relabelling(config.task, target) else "as they are"
+    known = {
+        "on": task, "labels": renamed, "words": untouched_words(config), "format": data.format,
+        "max_source": data.max_source, "from": held.source, "dtype": held.dtype, "quantization": held.quantization,
+        "revision": held.revision,
+    }
+    return {name: "none" if value is None else str(value) for name, value in known.items()}
+
+
+def floor_name(floor: Score, floors: Sequence[Score]) -> str:
+    """Return an untouched backbone's name, with what tells it from the other ones of its target."""
+    others = [other for other in floors if other.target == floor.target]
+    values = {name: {other.reads[name] for other in others} for name in floor.reads}
+    if len(values.get("from", ())) == len({other.backbone for other in others}):
+        values.pop("from", None)  # the backbone's name says it
+    telling = [f"{name} {floor.reads[name]}" for name, found in values.items() if len(found) > 1]
+    return f"{UNTOUCHED} {floor.backbone}" + (f" ({', '.join(telling)})" if telling else "")
 
 
 def _training(row: Row, folder: Path, facts: dict[str, Any]) -> Training:
@@ -151,8 +184,10 @@ def _training(row: Row, folder: Path, facts: dict[str, Any]) -> Training:
         loss=[(line["step"], line["loss"]) for line in steps],
         dev=[(line["step"], line[deciding]) for line in metrics if deciding in line],
         seconds=elapsed(read_jsonl(folder / RUN / TIMES)),
-        tokens=sum(line["tokens"] for line in steps),
+        tokens=sum(line.get("tokens", 0) for line in steps),
         address=row.piece.address,
+        dev_metric=row.piece.config.dev.metric,
+        method=facts.get("method", row.piece.config.method),
     )
 
 
@@ -167,14 +202,18 @@ def elapsed(times: Sequence[dict[str, Any]]) -> list[tuple[float, float]]:
     return found
 
 
+def cell_name(cell: Cell) -> str:
+    """Return a cell in words."""
+    return ", ".join(f"{axis} {label}" for axis, label in cell) or "the run"
+
+
 def average(scores: Sequence[Score], metric: str) -> Interval | None:
     """Return a score's mean over runs with the t interval over them; a single run has its bootstrap interval."""
-    values = [score.metrics[metric] for score in scores if metric in score.metrics]
-    if not values:
+    known = [score for score in scores if metric in score.metrics]
+    if not known:
         return None
-    if len(values) == 1:
-        return scores[0].intervals.get(metric, mean_interval(values))
-    return mean_interval(values)
+    found = mean_interval([score.metrics[metric] for score in known])
+    return known[0].intervals.get(metric, found) if len(known) == 1 else found
 
 
 def converged(training: Training, share: float = 0.99, loss: bool = True) -> tuple[float, float] | None:

@@ -11,16 +11,14 @@ For example:
       seed: [0, 1, 2]                                          # a field of that name
 """
 
+import copy
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from foreword.config import build, override
-from foreword.errors import ConfigError, nearest
-from foreword.evaluate.metrics import check_metrics
-from foreword.tasks import get_task
+from foreword.config import build, check_least, check_seed, put
+from foreword.errors import ConfigError
 from foreword.tasks.view import view_name
 from foreword.train.run_config import RunConfig, resolve
 
@@ -32,7 +30,8 @@ class Target:
     Attributes:
         task: None takes the run's own.
         split: of that task.
-        relabel: words of the task's labels that are written otherwise, as in `{equivalent: duplicate}`.
+        relabel: words of the task's labels that are written otherwise, as in `{equivalent: duplicate}`, for runs that
+            were trained on another task; a run of this very task has learned its words as they are.
         label: its name in tables; None makes one.
     """
 
@@ -40,6 +39,13 @@ class Target:
     split: str = "test"
     relabel: dict[str, str] = field(default_factory=dict)
     label: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.relabel and self.task is None:
+            raise ConfigError(
+                f"scoring.targets: relabel = {self.relabel} of split {self.split!r} names no task; name the one whose "
+                "labels are written otherwise for runs of other tasks"
+            )
 
     @property
     def name(self) -> str:
@@ -72,6 +78,12 @@ class Scoring:
     seed: int = 0
     untouched: bool = True
 
+    def __post_init__(self) -> None:
+        for name in ("limit", "num_beams", "max_new_tokens", "batch_size"):
+            check_least(f"scoring.{name}", getattr(self, name), 1)
+        check_least("scoring.resamples", self.resamples, 0)
+        check_seed(self.seed, "scoring.seed")
+
 
 @dataclass(frozen=True)
 class Search:
@@ -89,6 +101,10 @@ class Search:
     spaces: dict[str, dict[str, list[Any]]]
     axis: str = "method"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_least("search.budget", self.budget, 1)
+        check_seed(self.seed, "search.seed")
 
 
 @dataclass(frozen=True)
@@ -118,6 +134,11 @@ class Page:
     shift: str | None = None
     examples: int = 4
     notes: str = ""
+
+    def __post_init__(self) -> None:
+        check_least("page.examples", self.examples, 0)
+        if len(self.baseline) > 1:
+            raise ConfigError(f"page.baseline = {self.baseline} names {len(self.baseline)} axes; give one of them")
 
 
 @dataclass(frozen=True)
@@ -162,6 +183,10 @@ class Grid:
     gang: int = 1
     store: str = "runs/store"
     reported_dev: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("threads", "gang"):
+            check_least(name, getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -244,16 +269,17 @@ def combinations(grid: Grid) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
     axes = axes_of(grid)
     for values in itertools.product(*axes.values()):
         labels = {name: value.label for name, value in zip(axes, values, strict=True)}
-        if any(_matches(labels, pattern) for pattern in grid.skip):
+        if any(matches(labels, pattern) for pattern in grid.skip):
             continue
         settings = {key: v for value in values for key, v in value.settings.items()}
         for rule in grid.when:
-            if _matches(labels, rule.labels):
+            if matches(labels, rule.labels):
                 settings |= rule.set
         yield labels, settings
 
 
-def _matches(labels: Mapping[str, str], pattern: Mapping[str, str]) -> bool:
+def matches(labels: Mapping[str, str], pattern: Mapping[str, str]) -> bool:
+    """Return whether labels agree with a pattern of `skip` or `when` on every axis that it names."""
     return all(labels.get(axis) == str(label) for axis, label in pattern.items())
 
 
@@ -264,61 +290,11 @@ def cell_of(grid: Grid, labels: Mapping[str, str]) -> tuple[tuple[str, str], ...
 
 def configure(grid: Grid, settings: Mapping[str, Any]) -> RunConfig:
     """Return the resolved config of the base with settings; `view.*` fields become part of the task's name."""
-    tree = override(grid.base, [f"{dotted}={json.dumps(value)}" for dotted, value in settings.items()])
+    tree = copy.deepcopy(grid.base)
+    for dotted, value in settings.items():
+        put(tree, dotted, copy.deepcopy(value))  # a later setting may walk into this one, which is the grid's own
     view = tree.pop("view", {})
     if "task" not in tree:
         raise ConfigError("base.task is missing; name a task there, or in an axis")
     config = build(RunConfig, {"track": [], **tree, "task": view_name(tree["task"], view), "run_dir": "unset"})
     return resolve(config)
-
-
-def check_grid(grid: Grid) -> None:
-    """Check a grid before anything is run.
-
-    Raises:
-        ConfigError: an axis that is none, a point that is no valid run, or a run that would select on a test split.
-    """
-    for name in grid.axes:
-        axis_values(name, grid.axes[name])
-    for what, names in (("page.over", ()), ("page.x", [grid.page.x]), ("page.baseline", grid.page.baseline)):
-        for name in names:
-            if name is not None and name not in grid.axes:
-                raise ConfigError(f"{what} names axis {name!r}{nearest(name, grid.axes)}")
-    for axis, label in grid.page.baseline.items():
-        labels = [value.label for value in axis_values(axis, grid.axes[axis])]
-        if label not in labels:
-            raise ConfigError(f"page.baseline.{axis} = {label!r} is no value of it{nearest(label, labels)}")
-    check_metrics(grid.scoring.metrics)
-    names = [target.name for target in grid.scoring.targets]
-    if not names or len(set(names)) < len(names):
-        raise ConfigError(f"scoring.targets has the targets {names}; give at least one, and each a label of its own")
-    for pattern in (*grid.skip, *(rule.labels for rule in grid.when)):
-        for axis in pattern:
-            if axis not in grid.axes:
-                raise ConfigError(f"skip or when names axis {axis!r}{nearest(axis, grid.axes)}")
-    found = points(grid)
-    if not found:
-        raise ConfigError("the grid has no run: every combination is skipped")
-    for config in {repr(point.config): point.config for point in found}.values():
-        refuse_test_selection(grid, config)
-
-
-def refuse_test_selection(grid: Grid, config: RunConfig) -> None:
-    """Raise if a run would choose anything (its best step, its hyper-parameters) on data that it reports.
-
-    Raises:
-        ConfigError: `data.dev_split` is a test split, or is among the targets without a reason in `reported_dev`.
-    """
-    split = config.data.dev_split
-    selects = bool(config.dev.every) or grid.search is not None
-    if selects and split.startswith("test"):
-        raise ConfigError(f"data.dev_split = {split!r} would select on a test split; name a dev split")
-    if grid.search is not None and not config.dev.every:
-        raise ConfigError("search needs dev evaluations to choose by; set dev.every")
-    same = [t for t in grid.scoring.targets if t.split == split and t.task in (None, config.task)]
-    if selects and same and not grid.reported_dev:
-        raise ConfigError(
-            f"scoring.targets names split {split!r} of task {config.task!r}, which the runs select on; score another "
-            "split, or say in reported_dev why it has to be"
-        )
-    get_task(config.task)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.experiments.grid.spec import Point
-from foreword.experiments.grid.work import FAILURE, RUN, SCORES, TRAINED, Piece, folder_of, is_done
+from foreword.experiments.grid.work import RUN, SCORES, TRAINED, Piece, failure_of, folder_of, is_done
 from foreword.train.record import TIMES
 
 STATES = ("waiting", "running", "done", "found", "failed")
@@ -15,26 +15,32 @@ STATES = ("waiting", "running", "done", "found", "failed")
 
 @dataclass
 class Row:
-    """One piece of a grid: its point (None for an untouched backbone), its state and, for people, a detail."""
+    """One piece of a grid: its point (None for an untouched backbone), its state and, for people, a detail.
+
+    `tried` holds the settings of a search's trial, None for a run that counts.
+    """
 
     piece: Piece
     point: Point | None
     state: str = "waiting"
     detail: str = ""
+    tried: dict[str, Any] | None = None
 
     @property
     def title(self) -> str:
         """Its labels in words."""
         if self.point is None:
             return f"untouched {Path(self.piece.config.backbone.source).name}"
-        return ", ".join(f"{axis} {label}" for axis, label in self.point.labels.items()) or "the run"
+        run = ", ".join(f"{axis} {label}" for axis, label in self.point.labels.items()) or "the run"
+        tried = ", ".join(f"{name} {value}" for name, value in (self.tried or {}).items())
+        return run if self.tried is None else f"trial of {run}: {tried or 'as it is'}"
 
 
 def first_state(store: str | Path, piece: Piece, retry: bool) -> tuple[str, str]:
     """Return a piece's state before anything runs, with the reason if it failed earlier."""
     if is_done(store, piece):
         return "found", ""
-    failure = read_json(folder_of(store, piece.address) / FAILURE)
+    failure = failure_of(store, piece)
     if failure is not None and not retry:
         return "failed", failure["reason"]
     return "waiting", ""

@@ -25,18 +25,17 @@ from typing import Any
 
 import torch
 
-from foreword.backbone import Backbone, bundled_backbones
+from foreword.backbone import bundled_backbones
 from foreword.config import build, to_dict
 from foreword.data.files import write_atomic
 from foreword.errors import ForewordError
+from foreword.evaluate.dev import dev_evaluator
 from foreword.evaluate.job import evaluate
 from foreword.evaluate.runner import evaluate as score_outputs
-from foreword.evaluate.runner import evaluate_outputs, write_scores
+from foreword.evaluate.runner import write_scores
 from foreword.evaluate.subject import Subject
-from foreword.experiments.grid.address import scored_task
+from foreword.experiments.grid.address import scored_task, untouched_words
 from foreword.experiments.grid.spec import Scoring, Target
-from foreword.tasks import get_task
-from foreword.train.dev import Evaluator
 from foreword.train.gang import resume_gang, train_gang
 from foreword.train.job import load_frozen, resume, train
 from foreword.train.parallel import World
@@ -107,6 +106,27 @@ def is_done(store: str | Path, piece: Piece) -> bool:
     return all((folder / "scores" / address / SCORES).is_file() for address in piece.targets)
 
 
+def unscored(store: str | Path, piece: Piece) -> list[str] | None:
+    """Return the addresses of the targets that a piece is not scored on; None where it is not trained yet."""
+    folder = folder_of(store, piece.address)
+    if piece.trains and not (folder / TRAINED).is_file():
+        return None
+    return [address for address in piece.targets if not (folder / "scores" / address / SCORES).is_file()]
+
+
+def failure_of(store: str | Path, piece: Piece) -> dict[str, Any] | None:
+    """Return the recorded failure that concerns a piece: of its training, or of scoring a target of its own.
+
+    One run has one folder for all grids, so a failure may be about a target that another grid asks for.
+    """
+    try:
+        failure = json.loads((folder_of(store, piece.address) / FAILURE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    targets = failure.get("targets")
+    return failure if targets is None or set(targets) & set(piece.targets) else None
+
+
 def work(job: Job) -> list[Outcome]:
     """Do a job and return one outcome a piece. A failure is recorded in the piece's folder and never raised.
 
@@ -125,18 +145,21 @@ def work(job: Job) -> list[Outcome]:
 
 def _attempt(job: Job, piece: Piece, started: float) -> Outcome:
     folder = folder_of(job.store, piece.address)
+    at: list[str] | None = None  # the target that is being scored
     try:
         if piece.trains and not _trained(job, piece):
             _train_alone(job, piece)
         for address, target in piece.targets.items():
             if not (folder / "scores" / address / SCORES).is_file():
+                at = [address]
                 _score(job, piece, folder / "scores" / address, target)
     except Exception as error:  # whatever it is, the grid goes on and the reason is kept
         seconds = time.monotonic() - started
         reason = str(error) if isinstance(error, ForewordError) else f"{type(error).__name__}: {error}"
-        record_failure(folder, reason, traceback.format_exc())
+        record_failure(folder, reason, traceback.format_exc(), at)
         return Outcome(piece.address, "failed", reason, seconds)
-    (folder / FAILURE).unlink(missing_ok=True)
+    if failure_of(job.store, piece) is not None:
+        (folder / FAILURE).unlink(missing_ok=True)
     return Outcome(piece.address, "done", "", time.monotonic() - started)
 
 
@@ -177,28 +200,14 @@ def _train_together(job: Job, pieces: Sequence[Piece]) -> None:
             _write_trained(piece, folder_of(job.store, piece.address), result, len(members))
 
 
-def dev_evaluator(config: RunConfig) -> Evaluator | None:
-    """Return a function that scores the dev split by generation, or None where the dev loss decides."""
-    if not config.dev.every or config.dev.metric == "loss":
-        return None
-    task = get_task(config.task)
-    records = task.load(config.data.dev_split, config.data.dev_limit)
-
-    def scores(backbone: Backbone, prompt: Any, step: int) -> dict[str, float]:
-        subject = Subject("dev", backbone, prompt, config.data.format, config.data.max_source or task.max_source)
-        outputs = subject.outputs([record.source for record in records], task.generation)
-        return evaluate_outputs(task, records, outputs, config.data.dev_split, resamples=0).metrics
-
-    return scores
-
-
 def _score(job: Job, piece: Piece, folder: Path, target: Target) -> None:
     """Score a run, or an untouched backbone, on one target and write it down."""
     scoring, config = job.scoring, piece.config
     task = scored_task(config.task, scoring, target)
     if not piece.trains:
         backbone = load_frozen(config, World())
-        plain = Subject("untouched", backbone, None, config.data.format, config.data.max_source or task.max_source)
+        limit, words = config.data.max_source or task.max_source, untouched_words(config)
+        plain = Subject("untouched", backbone, None, config.data.format, limit, words)
 
         def generate(sources: list[str]) -> list[str]:
             return plain.outputs(sources, task.generation, scoring.batch_size)
@@ -219,6 +228,7 @@ def _write_trained(piece: Piece, folder: Path, result: TrainResult, together: in
     source = piece.config.backbone.source
     facts = {
         "address": piece.address,
+        "method": piece.config.method,
         "steps": result.steps,
         "final_loss": result.final_loss,
         "best_dev": result.best_dev,
@@ -275,9 +285,16 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def record_failure(folder: Path, reason: str, trace: str = "") -> None:
-    """Write down why a piece failed, with the end of the traceback where there is one."""
-    record = {"reason": reason, "trace": trace[-4000:], "machine": machine()}
+def record_failure(folder: Path, reason: str, trace: str = "", targets: Sequence[str] | None = None) -> None:
+    """Write down why a piece failed, with the end of the traceback where there is one.
+
+    Args:
+        folder: the piece's.
+        reason: in words.
+        trace: the traceback.
+        targets: addresses of the targets whose scoring failed; None where the training did.
+    """
+    record = {"reason": reason, "trace": trace[-4000:], "machine": machine(), "targets": targets}
     write_atomic(folder / FAILURE, json.dumps(record, indent=2, sort_keys=True) + "\n")
 
 

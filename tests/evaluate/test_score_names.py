@@ -1,0 +1,38 @@
+"""What metrics call their scores is what they return."""
+
+import numpy as np
+import pytest
+
+from foreword.errors import MissingExtraError
+from foreword.evaluate.metrics import BY_GROUP, STATISTICS, captions, statistics
+from foreword.evaluate.score_names import LOWER_IS_BETTER, SCORE_NAMES, score_names
+
+LEARNED = ("bert_score", "bleurt")  # they would fetch a model
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch):
+    """Two Java programs are slow to start and have no say in names."""
+    monkeypatch.setattr(captions, "ptb_tokens", list)
+    monkeypatch.setattr(captions, "meteor_rows", lambda outputs, references: np.ones((len(outputs), 2)))
+    monkeypatch.setattr(captions, "meteor_scores", lambda sums: sums[:, 0])
+
+
+def test_every_metric_has_names():
+    assert set(SCORE_NAMES) == set(STATISTICS) | set(BY_GROUP)
+    assert "TER" in LOWER_IS_BETTER
+    assert score_names(["bleu", "e2e_bleu", "squad"]) == ["BLEU", "F1", "EM"]
+
+
+@pytest.mark.parametrize("metric", sorted(set(SCORE_NAMES) - set(LEARNED)))
+def test_the_names_are_those_of_the_scores(metric):
+    """Two records, so that the metrics of two labels find both."""
+    keys = [{"group": "1", "label": True}, {"group": "2", "label": True}]
+    texts = ["True", "False"]
+    try:
+        tables, skipped = statistics((metric,), texts, [[text] for text in texts], tuple(texts), keys)
+    except MissingExtraError as error:  # pragma: no cover - says which
+        pytest.skip(str(error))
+    if skipped:
+        pytest.skip(skipped[metric])
+    assert set(tables[metric].scores()) - {"illegal"} == set(SCORE_NAMES[metric])
