@@ -24,6 +24,7 @@ from foreword.prompts.soft_prompt import SoftPrompt
 from foreword.prompts.spec import PromptSpec, Stack
 
 FORMAT = "foreword.prompt"
+BASELINE_FORMAT = "foreword.baseline"  # of foreword/baselines/saved.py, told apart here from a damaged prompt
 VERSION = 1
 PEFT_TENSOR = "prompt_embeddings"
 OWN_PREFIX = "foreword."
@@ -136,7 +137,7 @@ def read_manifest(path: Path) -> Manifest:
         ArtifactError: not JSON, of another format, of a newer version, or a field is unknown, missing or wrong.
     """
     tree = read_json(path)
-    if tree.get("format") == "foreword.baseline":
+    if tree.get("format") == BASELINE_FORMAT:
         raise ArtifactError(f"{path.parent} holds a {tree.get('method')}, no soft prompt; give a prompt's directory")
     if tree.get("format") != FORMAT:
         raise ArtifactError(f"{path}: format = {tree.get('format')!r} is not {FORMAT!r}; {REFETCH}")

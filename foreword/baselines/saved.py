@@ -17,6 +17,7 @@ from torch import Tensor
 import foreword
 from foreword.artifact.directory import MANIFEST, WEIGHTS, write_directory
 from foreword.artifact.format import (
+    BASELINE_FORMAT,
     REFETCH,
     BackboneRecord,
     check_finite,
@@ -31,7 +32,6 @@ from foreword.backbone import Backbone
 from foreword.config import build, to_dict
 from foreword.errors import ArtifactError, ConfigError
 
-FORMAT = "foreword.baseline"
 VERSION = 1
 
 
@@ -50,7 +50,7 @@ class SavedBaseline:
         libraries: versions.
     """
 
-    format: str = FORMAT
+    format: str = BASELINE_FORMAT
     version: int = VERSION
     method: str
     title: str
@@ -129,7 +129,7 @@ def is_baseline(directory: object) -> bool:
     """Return whether `directory` holds a saved baseline."""
     if not isinstance(directory, str | Path) or not (Path(directory) / MANIFEST).is_file():
         return False
-    return read_json(Path(directory) / MANIFEST).get("format") == FORMAT
+    return read_json(Path(directory) / MANIFEST).get("format") == BASELINE_FORMAT
 
 
 def read_baseline(directory: str | Path) -> SavedBaseline:
@@ -140,8 +140,8 @@ def read_baseline(directory: str | Path) -> SavedBaseline:
     """
     path = Path(directory) / MANIFEST
     tree = read_json(path)
-    if tree.get("format") != FORMAT:
-        raise ArtifactError(f"{path}: format = {tree.get('format')!r} is not {FORMAT!r}; it is no baseline's directory")
+    if (found := tree.get("format")) != BASELINE_FORMAT:
+        raise ArtifactError(f"{path}: format = {found!r} is not {BASELINE_FORMAT!r}; it is no baseline's directory")
     if tree.get("version") != VERSION:
         raise ArtifactError(
             f"{path}: format version {tree.get('version')!r} is unknown, this Foreword reads {VERSION}; upgrade it"
