@@ -3,6 +3,7 @@
     python benchmarks/pretrain_lanes.py pack runs/pretrain-data carry --parts 2     # here: about a byte a token
     python benchmarks/pretrain_lanes.py run plan.yaml --carry carry/part0 --work /tmp/lanes --out OUT --sec 60
     python benchmarks/pretrain_lanes.py run plan.yaml --carry carry/part1 --work /tmp/lanes --out OUT --sec 530
+    cp /tmp/lanes/runs-530/left/* OUT                                               # what was too much for one call
     python benchmarks/pretrain_lanes.py unpack OUT runs/pretrain                     # here again
 
 `pack` compresses prepared data into parts; part 0 holds a piece of every stream, so that a rehearsal can begin with
@@ -34,7 +35,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-PIECE_BYTES, FILE_BYTES = 8_000_000, 15_000_000
+PIECE_BYTES, FILE_BYTES, FILES = 8_000_000, 15_000_000, 4  # so many files come back from one call
 # A token is two bytes, so the compressor looks at bytes two by two.
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9, "lp": 1, "pb": 1, "lc": 3}]
 START_SEC, GRACE_SEC = 14, 36  # from starting a process to its first step; from the plan's end to what is given up
@@ -154,8 +155,10 @@ def hand_over(lanes: Lanes, out: Path) -> None:
                 if file != path and file.name != "loss_curve.jsonl":
                     tar.add(file, file.relative_to(lanes.runs))
     blob = whole.read_bytes()
+    left = lanes.runs / "left"
+    left.mkdir(exist_ok=True)
     for index, start in enumerate(range(0, len(blob), FILE_BYTES)):
-        (out / f"lanes-{index:02d}").write_bytes(blob[start : start + FILE_BYTES])
+        ((out if index < FILES else left) / f"lanes-{index:02d}").write_bytes(blob[start : start + FILE_BYTES])
     print(f"handed over {len(blob):,} bytes: {', '.join(lanes.names)}")
 
 

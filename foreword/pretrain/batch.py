@@ -37,9 +37,16 @@ class Batch:
         """Return the batch on a device; from pinned memory the copy does not wait for the device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pinned(self) -> "Batch":
-        """Return the batch in memory that a GPU copies from by itself."""
+    def pin_memory(self) -> "Batch":
+        """Return the batch in memory that a GPU copies from by itself; a `DataLoader` that pins asks for it."""
         return self._each(Tensor.pin_memory)
+
+    def copy_(self, other: "Batch") -> None:
+        """Take over the values of a batch of the same shapes; from pinned memory without waiting for the device."""
+        self.inputs.copy_(other.inputs, non_blocking=True)
+        self.targets.copy_(other.targets, non_blocking=True)
+        if self.decoder_inputs is not None:
+            self.decoder_inputs.copy_(other.decoder_inputs, non_blocking=True)
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         decoder_inputs = None if self.decoder_inputs is None else function(self.decoder_inputs)
@@ -88,12 +95,29 @@ def hidden_states(model: PreTrainedModel, batch: Batch) -> Tensor:
     """Return `[B, T, E]`, the decoder's last states, scaled as the output matrix expects them."""
     if batch.decoder_inputs is None:
         return model.model(input_ids=batch.inputs, use_cache=False).last_hidden_state
-    encoded = model.encoder(input_ids=batch.inputs).last_hidden_state
+    across, causal = _masks(batch)
+    encoded = model.encoder(input_ids=batch.inputs, attention_mask=across).last_hidden_state
     states = model.decoder(
-        input_ids=batch.decoder_inputs, encoder_hidden_states=encoded, use_cache=False
+        input_ids=batch.decoder_inputs,
+        attention_mask=causal,
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=across,
+        use_cache=False,
     ).last_hidden_state
     # Transformers 4 scales when the embeddings are tied; 5 has a field for it.
     return states * model.model_dim**-0.5 if getattr(model.config, "scale_decoder_outputs", True) else states
+
+
+def _masks(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return what is added to scores: `[1, 1, 1, S]` of the encoder's positions, `[1, 1, T, T]` of the decoder's.
+
+    Nothing is padded, so Transformers would leave masks out, except while a CUDA graph is captured; given whole, they
+    are the same there, and what was compiled before is not compiled again.
+    """
+    device, length = batch.inputs.device, batch.targets.shape[1]
+    across = torch.zeros(1, 1, 1, batch.inputs.shape[1], device=device)
+    later = torch.full((length, length), torch.finfo(torch.float32).min, device=device).triu(1)
+    return across, later[None, None]
 
 
 def chunk_losses(states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

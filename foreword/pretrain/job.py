@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from foreword.config import build, dump_yaml, load_yaml, override, to_dict
@@ -22,7 +23,10 @@ from foreword.pretrain.models import Family, build_model, count_parameters
 from foreword.pretrain.optim import OptimConfig, build_optimizers, decay_steps, lr_factor, set_lr
 from foreword.pretrain.pack import Mixture, open_stream
 from foreword.pretrain.prepare import DataConfig, prepare
+from foreword.pretrain.step import OptimStep
 from foreword.pretrain.tokenizer import load_tokenizer
+
+_LOADERS = 4  # processes that make batches for a GPU
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class PretrainConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     compile: bool = True
+    cuda_graphs: bool = True  # on a GPU, for steps of one micro-batch
     threads: int = 0  # of a CPU; 0 leaves PyTorch's own number
     seed: int = 0
     deadline_sec: float | None = None  # begin the decay in time to end so long after this process began
@@ -100,11 +105,23 @@ class Run:
         self.ruler = Ruler(self.tokenizer, heldout, config.context)
         self.model = self._model().to(self.device)
         self.optimizers = build_optimizers(self.model, config.optim)
-        self.loss = Loss(config.compile)
+        on_gpu = self.device.type == "cuda"
+        if on_gpu and config.family == "t5":
+            # The fused kernels' backward pass is slow with a position bias, and gave NaN for lengths that are no
+            # multiple of 8 (docs/LOG.md, 2026-11-26).
+            self.model.set_attn_implementation("eager")
         # Prefix-LM splits give a batch many shapes, and compiling each took longer than a whole adaptation.
         if config.compile and config.objective != "prefix_lm":
             compile_blocks(self.model)
-        self.ahead = Ahead(self._batches, depth=4 if self.device.type == "cuda" else 0)
+        self.step = OptimStep(
+            self.model,
+            self.optimizers,
+            Loss(config.compile),
+            config.optim.grad_clip,
+            bfloat16=config.precision == "bfloat16",
+            graphed=on_gpu and config.cuda_graphs and config.optim.kind != "muon",  # PyTorch's takes numbers for rates
+        )
+        self.ahead = Ahead(self._batches, _LOADERS if on_gpu else 0, pin=on_gpu)
         self.progress = Progress(stop=config.steps)
         self.began = time.monotonic()
         self.first_step = 0  # of this process
@@ -126,23 +143,11 @@ class Run:
                 self._save()
         return self._finish()
 
-    def _step(self) -> dict[str, float]:
+    def _step(self) -> dict[str, Tensor]:
         """Make one optimiser step; return its mean loss (nats a target) and gradient norm."""
         config, step = self.config, self.progress.step
         set_lr(self.optimizers, lr_factor(config.optim, step, self.progress.stop, self.progress.decay_start))
-        batches = self.ahead.take(step)
-        targets = sum(int((batch.targets >= 0).sum()) for batch in batches)
-        total = torch.zeros((), device=self.device)
-        for batch in (batch.to(self.device) for batch in batches):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                loss = self.loss.per_target(self.model, batch).sum() / targets
-            loss.backward()
-            total += loss.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.grad_clip)
-        for optimizer in self.optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        return {"loss": total, "grad_norm": norm}
+        return self.step(self.ahead.take(step))
 
     def _batches(self, step: int) -> list[Batch]:
         """Return the micro-batches of a step, a function of (seed, step) alone."""
@@ -150,8 +155,7 @@ class Run:
         rng = np.random.default_rng([config.seed, step])
         for micro in range(config.accumulation):
             rows = self._mixture(step).rows(step * config.accumulation + micro, config.micro_rows)
-            batch = make_batch(config.objective, rows, rng, self.model.config.vocab_size, config.split_multiple)
-            batches.append(batch.pinned() if self.device.type == "cuda" else batch)
+            batches.append(make_batch(config.objective, rows, rng, self.model.config.vocab_size, config.split_multiple))
         return batches
 
     def _mixture(self, step: int) -> Mixture:
@@ -306,6 +310,7 @@ def _claim(folder: Path, config: PretrainConfig) -> None:
     path = folder / "config.yaml"
     # How fast a run goes, and where, is not part of what it is.
     loose = {"device": "auto", "threads": 0, "deadline_sec": None, "save_every": 1, "run": Path(".")}
+    loose["cuda_graphs"] = True
     if path.is_file():
         before = build(PretrainConfig, load_yaml(path))
         if replace(before, **loose) != replace(config, **loose):

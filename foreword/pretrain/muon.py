@@ -55,7 +55,11 @@ class StackedMuon(Optimizer):
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
                 updates = orthogonalise(self._directions(parameters, group["momentum"]).to(self.dtype))
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(parameters, list(updates.to(parameters[0].dtype).unbind()), alpha=-rate)
+                updates = updates.to(parameters[0].dtype)
+                if isinstance(rate, Tensor):  # on a GPU, where a CUDA graph reads it at every replay
+                    torch._foreach_add_(parameters, list((updates * -rate).unbind()))
+                else:
+                    torch._foreach_add_(parameters, list(updates.unbind()), alpha=-rate)
 
     def _directions(self, parameters: list[Tensor], momentum: float) -> Tensor:
         """Return `[N, out, in]`, Nesterov's look-ahead of the gradients."""

@@ -34,17 +34,17 @@ def build_optimizers(model: PreTrainedModel, config: OptimConfig) -> list[Optimi
     matrices = [(p, matrix_scale(name, model.config)) for name, p in named if p.dim() == 2 and not is_embedding(name)]
     chosen = {id(p) for p, _ in matrices}
     others = [p for _, p in named if id(p) not in chosen]
-    fused = others[0].device.type == "cuda"
+    on_gpu = others[0].device.type == "cuda"
     rest = {"params": others, "lr": config.embedding_lr, "weight_decay": 0.0}
     if config.kind != "adamw":
-        adam = torch.optim.AdamW([rest], betas=(0.9, 0.95), fused=fused)
+        adam = torch.optim.AdamW([rest], betas=(0.9, 0.95), fused=on_gpu, capturable=on_gpu)
         optimizers: list[Optimizer] = [_muon(matrices, config), adam]
     else:
         groups = [
             {"params": [p], "lr": config.matrix_lr * scale * 64 / p.shape[1], "weight_decay": config.weight_decay}
             for p, scale in matrices
         ]
-        optimizers = [torch.optim.AdamW([rest, *groups], betas=(0.9, 0.95), fused=fused)]
+        optimizers = [torch.optim.AdamW([rest, *groups], betas=(0.9, 0.95), fused=on_gpu, capturable=on_gpu)]
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["top_lr"] = group["lr"]
@@ -96,4 +96,8 @@ def set_lr(optimizers: list[Optimizer], factor: float) -> None:
     """Give every parameter group its top rate times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = group["top_lr"] * factor
+            rate = group["top_lr"] * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate

@@ -55,7 +55,7 @@ def test_a_killed_run_resumed_equals_an_uninterrupted_one(
 
 def test_batches_made_ahead_are_the_steps_own(recipe: Path, tmp_path: Path):
     job = Run(build(PretrainConfig, override(load_yaml(recipe), [f"run={tmp_path}"])))
-    ahead = Ahead(job._batches, depth=3)
+    ahead = Ahead(job._batches, workers=2)
     for step in (0, 1, 2, 5):
         made, wanted = ahead.take(step), job._batches(step)
         assert all(torch.equal(a.inputs, b.inputs) for a, b in zip(made, wanted, strict=True))
@@ -67,9 +67,9 @@ def test_batches_made_ahead_are_the_steps_own(recipe: Path, tmp_path: Path):
 def test_compiled_blocks_give_the_plain_loss(recipe: Path, tmp_path: Path):
     job = Run(build(PretrainConfig, override(load_yaml(recipe), [f"run={tmp_path}"])))
     batch = job._batches(0)[0]
-    plain = job.loss.per_target(job.model, batch)
+    plain = job.step.loss.per_target(job.model, batch)
     compile_blocks(job.model)
-    torch.testing.assert_close(job.loss.per_target(job.model, batch), plain, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(job.step.loss.per_target(job.model, batch), plain, rtol=1e-5, atol=1e-5)
 
 
 def test_checkpoints_report_bits_per_byte_by_source_and_copying(recipe: Path):
@@ -91,7 +91,7 @@ def test_accumulation_does_not_change_the_gradient(recipe: Path):
         batches = job._batches(0)
         targets = sum(int((b.targets >= 0).sum()) for b in batches)
         for batch in batches:
-            (job.loss.per_target(job.model, batch).sum() / targets).backward()
+            (job.step.loss.per_target(job.model, batch).sum() / targets).backward()
     for one, other in zip(split.model.parameters(), whole.model.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-5, atol=1e-7)
 
@@ -127,7 +127,7 @@ def test_loss_is_the_models_own(recipe: Path):
             )
         )
         batch = job._batches(0)[0]
-        ours = job.loss.per_target(job.model, batch).sum() / (batch.targets >= 0).sum()
+        ours = job.step.loss.per_target(job.model, batch).sum() / (batch.targets >= 0).sum()
         inputs = {"input_ids": batch.inputs}
         if batch.decoder_inputs is not None:
             inputs["decoder_input_ids"] = batch.decoder_inputs
