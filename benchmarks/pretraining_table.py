@@ -1,10 +1,11 @@
 """Held-out bits per byte of pretraining runs by source, with the compute spent, as a table, a record and a picture.
 
     python benchmarks/pretraining_table.py runs/pretrain/foreword-decoder-* \
-        --record benchmarks/records/DATE_pretraining --picture docs/results/pretraining.svg
+        --record benchmarks/records/DATE_pretraining --picture docs/results/pretraining.svg --title Decoders
 
 Compute is 6 × parameters (embeddings included, for they are the output matrix) × tokens; attention's own products are
-left out. The picture is of decoders: size against bits per byte, both axes logarithmic, with the least-squares line.
+left out, and so is what a run went on from. In the picture: size against bits per byte, both axes logarithmic, with the
+least-squares line.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
     """Return a Markdown table: a row a source, a column a run."""
-    names = sorted(runs, key=lambda name: runs[name]["parameters"])
+    names = sorted(runs, key=lambda name: runs[name]["parameters"])  # runs of a size stay as they were given
     rows = [
         ["parameters", *(f"{runs[n]['parameters']:,}" for n in names)],
         ["tokens", *(f"{runs[n]['tokens'] / 1e6:.0f} M" for n in names)],
@@ -54,7 +55,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
 
-def picture(runs: dict[str, dict[str, Any]]) -> str:
+def picture(runs: dict[str, dict[str, Any]], title: str) -> str:
     """Return an SVG that reads on light and dark paper."""
     ordered = sorted(runs.values(), key=lambda run: run["parameters"])
     sizes = np.log10([run["parameters"] for run in ordered])
@@ -83,7 +84,7 @@ def picture(runs: dict[str, dict[str, Any]]) -> str:
         "<style>text{fill:#1f2328}.a{fill:#3d6ea5;stroke:#3d6ea5}.b{fill:#b5651d;stroke:#b5651d}.g{stroke:#8c959f}"
         "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.a{fill:#7aa7d9;stroke:#7aa7d9}"
         ".b{fill:#e0a070;stroke:#e0a070}}text{stroke:none}</style>",
-        words(8, 22, "Decoders: parameters against held-out bits per byte", 'font-size="15" font-weight="600"'),
+        words(8, 22, f"{title}: parameters against held-out bits per byte", 'font-size="15" font-weight="600"'),
     ]
     middle, faint = 'text-anchor="middle"', 'opacity=".7"'
     for bits in np.arange(1.0, 2.5, 0.1):
@@ -109,7 +110,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run directories of `foreword pretrain`")
     parser.add_argument("--record", type=Path, help="write FILE.json and FILE.txt")
-    parser.add_argument("--picture", type=Path, help="write an SVG of the decoders among the runs")
+    parser.add_argument("--picture", type=Path, help="write an SVG of the runs")
+    parser.add_argument("--title", default="Backbones", help="whose picture it is")
     args = parser.parse_args()
     runs = {folder.name: read_run(folder) for folder in args.runs}
     print(text := table(runs))
@@ -117,7 +119,7 @@ def main() -> None:
         write_atomic(args.record.with_suffix(".json"), json.dumps(runs, indent=1) + "\n")
         write_atomic(args.record.with_suffix(".txt"), text + "\n")
     if args.picture:
-        write_atomic(args.picture, picture({name: run for name, run in runs.items() if "decoder" in name}))
+        write_atomic(args.picture, picture(runs, args.title))
 
 
 if __name__ == "__main__":

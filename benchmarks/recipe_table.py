@@ -13,11 +13,13 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 from foreword.config import load_yaml
 from foreword.data.files import write_atomic
-from foreword.evaluate.runner import evaluate_outputs, write_scores
-from foreword.tasks import get_task
+from foreword.data.records import Record
+from foreword.evaluate.runner import Scores, evaluate_outputs, write_scores
+from foreword.tasks import Task, get_task
 
 
 def make_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
@@ -30,6 +32,7 @@ def make_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--split", default="test")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--no-untouched", action="store_true", help="leave the untouched backbone's row out")
     parser.add_argument("--score", action="store_true", help="only score predictions that are there")
     parser.add_argument("--record", type=Path, help="write the table's figures there as JSON")
     return parser
@@ -70,7 +73,8 @@ def run_one(recipe: Path, seed: int, options: argparse.Namespace) -> str:
 
 def untouched(recipe: Path, seed: int, options: argparse.Namespace) -> list[str]:
     """Score the untouched backbone once, beside the first recipe's first seed: it is the same for all."""
-    return [] if (recipe, seed) == (options.recipes[0], 0) else ["--no-untouched"]
+    wanted = (recipe, seed) == (options.recipes[0], 0) and not options.no_untouched
+    return [] if wanted else ["--no-untouched"]
 
 
 def limit(options: argparse.Namespace) -> list[str]:
@@ -87,12 +91,24 @@ def score(recipe: Path, options: argparse.Namespace) -> list[dict[str, float]]:
         task = get_task(load_yaml(recipe)["task"])
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
         by_id = {record.id: record for record in task.load(options.split)}
-        scores = evaluate_outputs(
-            task, [by_id[row["id"]] for row in rows], [row["prediction"] for row in rows], options.split
-        )
+        scores = score_rows(task, rows, by_id, options.split)
         old = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         write_scores(folder, scores, extra={key: old[key] for key in ("subject", "forgetting", "others")})
-        found.append(scores.metrics)
+        found.append(scores.metrics | parts(task, rows, options.split))
+    return found
+
+
+def score_rows(task: Task, rows: list[dict[str, Any]], by_id: dict[str, Record], split: str) -> Scores:
+    return evaluate_outputs(task, [by_id[row["id"]] for row in rows], [row["prediction"] for row in rows], split)
+
+
+def parts(task: Task, rows: list[dict[str, Any]], split: str) -> dict[str, float]:
+    """Return the scores on splits that are part of this one: WebNLG's `test_seen` and `test_unseen` of `test`."""
+    found = {}
+    for part in (name for name in task.splits if name.startswith(f"{split}_")):
+        by_id = {record.id: record for record in task.load(part)}
+        scores = score_rows(task, [row for row in rows if row["id"] in by_id], by_id, part)
+        found |= {f"{name} {part.removeprefix(f'{split}_')}": value for name, value in scores.metrics.items()}
     return found
 
 

@@ -1,9 +1,10 @@
-"""`make demo`: three soft prompts learned on the bundled backbone, measured, mixed in one batch, and shown on a page.
+"""`make demo`: soft prompts learned on the bundled backbones, measured, mixed in one batch, and shown on a page.
 
-    demo(out)   learn venues, sentiment and headlines · score each before and after · examine the venues prefix ·
-                generate for all of them and for none in one batch · write report.html
+    demo(out)   learn venues, sentiment and headlines on the decoder, venues on the T5 · score each before and after ·
+                examine the decoder's venues prefix · generate for all its prompts and for none in one batch ·
+                write report.html
 
-The tasks are Foreword's own (`foreword.tasks.venues` and its neighbours); the backbone never saw them.
+The tasks are Foreword's own (`foreword.tasks.venues` and its neighbours); the backbones never saw them.
 """
 
 import dataclasses
@@ -28,8 +29,12 @@ from foreword.train.run_config import CheckpointConfig, DataConfig, DevConfig, R
 
 Say = Callable[[str], None]
 
+_SHARED = TrainBatch(rows=16, share_sources=True)
+
 SCORED = {"venues": 100, "sentiment": 200, "headlines": 100}
 """Test records scored per task: enough for an interval worth reading, few enough for minutes."""
+
+ENCODER_DECODER, ENCODER_DECODER_SCORED = "foreword-t5-6m-lm10", 40
 
 PLAIN_TEXTS = ("The old library at the end of the street", "In the spring of that year")
 
@@ -44,14 +49,21 @@ def configs(out: Path, backbone: str | None = None, steps: int | None = None) ->
     """
     steps = steps or 200
     # A direct prefix holds keys and values of size 1 to 2: it takes a rate that would wreck weights (docs/LOG.md).
-    shared, mixed = TrainBatch(rows=16, share_sources=True), TrainBatch(rows=32)
+    mixed = TrainBatch(rows=32)
     runs = (
-        _config(out, "venues", PromptSpec(kind="prefix", length=10), 0.3, steps, shared),
+        _config(out, "venues", PromptSpec(kind="prefix", length=10), 0.3, steps, _SHARED),
         _config(out, "sentiment", PromptSpec(kind="prompt", length=20), 5e-2, steps * 2 // 5, mixed),
-        _config(out, "headlines", PromptSpec(kind="prefix", length=5), 0.3, steps // 2, shared),
+        _config(out, "headlines", PromptSpec(kind="prefix", length=5), 0.3, steps // 2, _SHARED),
     )
     chosen = [dataclasses.replace(run, backbone=dataclasses.replace(run.backbone, source=backbone)) for run in runs]
     return [resolve(run) for run in chosen]
+
+
+def encoder_decoder_config(out: Path, steps: int | None = None) -> RunConfig:
+    """Return the run of venues on the bundled T5; arguments as for `configs`."""
+    config = _config(out, "venues", PromptSpec(kind="prefix", length=10), 0.1, (steps or 200) * 3 // 5, _SHARED)
+    backbone = dataclasses.replace(config.backbone, source=ENCODER_DECODER)
+    return resolve(dataclasses.replace(config, backbone=backbone, run_dir=str(out / "venues-t5")))
 
 
 def _config(out: Path, task: str, prompt: PromptSpec, lr: float, steps: int, batch: TrainBatch) -> RunConfig:
@@ -74,7 +86,7 @@ def demo(out: Path, *, backbone: str | None = None, steps: int | None = None, sa
 
     Args:
         out: folder of the runs and of `report.html`; an earlier demo's runs in it are replaced.
-        backbone: name or directory; None takes the first bundled one.
+        backbone: name or directory; None takes the first bundled one, and the bundled T5 beside it.
         steps: of the venues run.
         say: takes one line at each stage.
 
@@ -83,12 +95,16 @@ def demo(out: Path, *, backbone: str | None = None, steps: int | None = None, sa
     """
     started = time.monotonic()
     runs = configs(out, backbone, steps)
-    learned = []
-    for number, config in enumerate(runs, 1):
-        say(f"[{number}/{len(runs) + 2}] {config.task}: {config.prompt.kind} of {config.prompt.length} virtual tokens")
-        learned.append(_learn(config, say))
+    beside = [encoder_decoder_config(out, steps)] if backbone is None else []
+    stages, learned = len(runs) + len(beside) + 2, []
+    for number, config in enumerate([*runs, *beside], 1):
+        where = " on the T5" if config in beside else ""
+        what = f"{config.prompt.kind} of {config.prompt.length} virtual tokens"
+        say(f"[{number}/{stages}] {config.task}{where}: {what}")
+        learned.append(_learn(config, ENCODER_DECODER_SCORED if config in beside else SCORED[config.task], say))
+    learned, other = learned[: len(runs)], learned[len(runs) :]
 
-    say(f"[{len(runs) + 1}/{len(runs) + 2}] examine the venues prefix, then one mixed batch")
+    say(f"[{stages - 1}/{stages}] examine the venues prefix, then one mixed batch")
     model = load_backbone(runs[0].backbone.source)
     prompts = {run.name: load_prompt(run.result.artifact_dir, model) for run in learned}
     findings = examine(prompts["venues"], model, texts=[r.source for r in get_task("venues").load("test", 3)])
@@ -96,18 +112,18 @@ def demo(out: Path, *, backbone: str | None = None, steps: int | None = None, sa
     for row in mixed:
         say(f"  {row.prompt:>9} | {row.text[:50]!r} -> {row.output[:70]!r}")
 
-    say(f"[{len(runs) + 2}/{len(runs) + 2}] write the report")
-    page = demo_page(learned, model, findings, mixed, time.monotonic() - started)
+    say(f"[{stages}/{stages}] write the report")
+    page = demo_page(learned, model, findings, mixed, time.monotonic() - started, other)
     return write_report(out / "report.html", page)
 
 
-def _learn(config: RunConfig, say: Say) -> Learned:
+def _learn(config: RunConfig, scored_records: int, say: Say) -> Learned:
     """Train one prompt and score it beside the untouched backbone."""
     run_dir = Path(config.run_dir)
     if (run_dir / "config.yaml").is_file():  # an earlier demo's
         shutil.rmtree(run_dir)
     result = train(config)
-    scored = evaluate(run_dir, limit=SCORED[config.task], batch_size=50)
+    scored = evaluate(run_dir, limit=scored_records, batch_size=50)
     scored.write(run_dir)
     for name, scores in scored.scores.items():
         say(f"  {name}: " + "  ".join(f"{metric} {value:.3f}" for metric, value in scores.metrics.items()))

@@ -55,7 +55,12 @@ class MixedRow:
 
 
 def demo_page(
-    learned: Sequence[Learned], backbone: Backbone, findings: Findings, mixed: Sequence[MixedRow], seconds: float
+    learned: Sequence[Learned],
+    backbone: Backbone,
+    findings: Findings,
+    mixed: Sequence[MixedRow],
+    seconds: float,
+    encoder_decoder: Sequence[Learned] = (),
 ) -> page.Report:
     """Return the demo's report.
 
@@ -65,12 +70,15 @@ def demo_page(
         findings: the doctor's, on the main task's prompt.
         mixed: the rows of the mixed batch.
         seconds: wall-clock of the whole demo.
+        encoder_decoder: outcomes on another, encoder-decoder backbone; shown in a section of their own.
     """
+    other = [block for run in encoder_decoder for block in (_score_table([run]), _curves(run), _side_by_side(run))]
     sections = [
         page.Section("Before and after", [_highlights(learned), _score_table(learned), _facts_stated(learned[0])]),
         page.Section("Curves", [_curves(run) for run in learned]),
         page.Section("Outputs side by side", [_side_by_side(run) for run in learned]),
         page.Section("One batch, four kinds of row", [_mixed(mixed)]),
+        *([page.Section("The same on an encoder-decoder", other)] if other else []),
         page.Section("The doctor's findings", [_findings(learned[0], findings)]),
         page.Section("How this was made", [_facts(learned, backbone, seconds)]),
     ]
@@ -115,7 +123,7 @@ def _score_table(learned: Sequence[Learned]) -> page.Table:
             "Test scores with 95 % bootstrap intervals: before, the untouched backbone; after, with the prompt; both "
             "with the same input and decoding. "
             + "; ".join(f"{run.name}: {run.what}, {run.scored.scores[run.scored.subject].n} records" for run in learned)
-            + ". Sentiment's two labels are in balance: guessing one of them gives 0.5."
+            + (". Sentiment's two labels are in balance: guessing one of them gives 0.5." if len(learned) > 1 else ".")
         ),
         digits=3,
     )

@@ -282,9 +282,9 @@ def _life_of(backbone: Path) -> dict[str, Any] | None:
 
 
 def _shippable(config: PretrainConfig) -> dict[str, Any]:
-    """Return the recipe as a mapping without the paths of the machine it ran on."""
+    """Return the recipe as a mapping without the paths of the machine it ran on, and what only made it faster."""
     tree = to_dict(config)
-    del tree["run"], tree["data"]["folder"], tree["data"]["tokenizer"]
+    del tree["run"], tree["data"]["folder"], tree["data"]["tokenizer"], tree["cuda_graphs"]
     tree["init"] = None if config.init is None else config.init.parent.name
     return tree
 

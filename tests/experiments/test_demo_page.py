@@ -52,6 +52,14 @@ def test_the_page_shows_what_it_was_given(learned, backbone_of):
     assert "unchanged to the last bit" in html
 
 
+def test_an_encoder_decoders_run_has_a_section_of_its_own(learned, backbone_of):
+    findings, title = Findings((Check("a", True, "b"),)), "The same on an encoder-decoder"
+    html = render(demo_page(learned, backbone_of("llama"), findings, [], 1.0, [learned[1]]))
+    alone = render(demo_page(learned, backbone_of("llama"), findings, [], 1.0))
+    assert title not in alone and title in html
+    assert html.split(title)[-1].count("0.875") == 1
+
+
 def test_a_changed_loss_on_unrelated_text_is_told(learned, backbone_of):
     forgot = dataclasses.replace(learned[0].scored, forgetting=Forgetting(2.0, 2.5))
     changed = [Learned(learned[0].config, learned[0].result, forgot), *learned[1:]]

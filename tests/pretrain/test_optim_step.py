@@ -45,6 +45,7 @@ def test_given_masks_are_those_transformers_builds():
     torch.testing.assert_close(losses.sum() / (labels >= 0).sum(), wanted)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
 @pytest.mark.parametrize("kind", ["muon_float32", "adamw"])
 def test_replayed_steps_are_the_plain_ones(kind: str):
