@@ -319,4 +319,5 @@ def _shown(cell: Cell, digits: int) -> str:
 def _interval(cell: Cell, digits: int) -> str:
     if not isinstance(cell, Estimate):
         return ""
-    return f"{cell.low:,.{digits}f}–{cell.high:,.{digits}f}".replace("-", "\u2212")
+    between = " to " if min(cell.low, cell.high) < 0 else "–"  # a dash beside a minus reads as one
+    return f"{cell.low:,.{digits}f}{between}{cell.high:,.{digits}f}".replace("-", "\u2212")

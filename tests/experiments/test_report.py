@@ -121,7 +121,7 @@ def test_numbers_are_set_as_numbers_and_the_best_in_bold():
         re.sub(r"<span.*?>(.*?)</span>", r" [\1]", cell) for cell in re.findall(r"<td[^>]*>(.*?)</td>", page, re.S)
     ]
     assert cells == [
-        *("a", "1,234", "−1.3 [−2.0–0.5]", "0.50"),
+        *("a", "1,234", "−1.3 [−2.0 to 0.5]", "0.50"),
         *("b", "7", "<strong>3.0</strong> [2.5–4.0]", "nan"),
         *("c", "9", "–", "<strong>0.25</strong>"),
     ]
