@@ -34,7 +34,7 @@ def add_pretrain(commands: Any) -> None:
 
 def add_demo(commands: Any) -> None:
     """Add `foreword demo`."""
-    add = add_command(commands, "demo", _demo, "Learn three prompts on the bundled backbone and write a report.")
+    add = add_command(commands, "demo", _demo, "Learn prompts on the bundled backbones and write a report.")
     add("--out", metavar="DIR", default="runs/demo")
     add("--backbone", help="default: the bundled one")
     add("--steps", type=int, help="of the main training; fewer is faster and worse")
