@@ -20,7 +20,7 @@ from foreword.pretrain.batch import Batch, Loss, Objective, compile_blocks, make
 from foreword.pretrain.card import save_backbone
 from foreword.pretrain.measure import Ruler
 from foreword.pretrain.models import Family, build_model, count_parameters
-from foreword.pretrain.optim import OptimConfig, build_optimizers, decay_steps, lr_factor, set_lr
+from foreword.pretrain.optim import OptimConfig, build_optimizers, decay_steps, lr_factor, restore, set_lr
 from foreword.pretrain.pack import Mixture, open_stream
 from foreword.pretrain.prepare import DataConfig, prepare
 from foreword.pretrain.step import OptimStep
@@ -246,7 +246,7 @@ class Run:
             state = torch.load(path, map_location=self.device, weights_only=True)
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
+                restore(optimizer, saved)
             self.progress = Progress(**state["progress"])
         self.first_step = self.progress.step
         for name in ("metrics", "timing"):

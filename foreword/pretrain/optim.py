@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -101,3 +101,12 @@ def set_lr(optimizers: list[Optimizer], factor: float) -> None:
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+
+
+def restore(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Load an optimiser's saved state, but for what follows from the device it is on now, which may be another."""
+    keys = ("lr", "fused", "capturable")
+    own = [{key: group[key] for key in keys if key in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved)
+    for group, kept in zip(optimizer.param_groups, own, strict=True):
+        group.update(kept)

@@ -35,22 +35,36 @@ def test_a_recipe_gives_the_same_curve_and_weights_twice(recipe: Path, tmp_path:
 def test_a_killed_run_resumed_equals_an_uninterrupted_one(
     recipe: Path, tmp_path: Path, killed_after: int, monkeypatch: pytest.MonkeyPatch
 ):
-    whole = run(recipe)
-    step = Run._step
-
-    def dying_step(self: Run) -> dict[str, float]:
-        if self.progress.step == killed_after:
-            raise Killed
-        return step(self)
-
-    elsewhere = f"run={tmp_path / 'killed'}"
-    monkeypatch.setattr(Run, "_step", dying_step)
-    with pytest.raises(Killed):
+    whole, elsewhere = run(recipe), f"run={tmp_path / 'killed'}"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "_step", _dying_after(killed_after, Run._step))
         run(recipe, elsewhere)
-    monkeypatch.setattr(Run, "_step", step)
     resumed = run(recipe, elsewhere)
     assert read_metrics(whole.parent) == read_metrics(resumed.parent)
     assert (whole / "model.safetensors").read_bytes() == (resumed / "model.safetensors").read_bytes()
+
+
+def test_a_run_saved_on_a_gpu_goes_on_on_a_cpu(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """There the rates are tensors and AdamW is of the fused kind that a graph can hold; here neither works."""
+    whole, elsewhere = run(recipe, "optim.kind=muon_float32"), f"run={tmp_path / 'moved'}"
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Run, "_step", _dying_after(4, Run._step))
+        run(recipe, "optim.kind=muon_float32", elsewhere)
+    path = tmp_path / "moved" / "tiny" / "state.pt"
+    state = torch.load(path, weights_only=True)
+    for group in (group for optimizer in state["optimizers"] for group in optimizer["param_groups"]):
+        group |= {"lr": torch.tensor(group["lr"])} | {key: True for key in ("fused", "capturable") if key in group}
+    torch.save(state, path)
+    assert read_metrics(run(recipe, "optim.kind=muon_float32", elsewhere).parent) == read_metrics(whole.parent)
+
+
+def _dying_after(steps: int, step):
+    def dying_step(self: Run) -> dict[str, torch.Tensor]:
+        if self.progress.step == steps:
+            raise Killed
+        return step(self)
+
+    return dying_step
 
 
 def test_batches_made_ahead_are_the_steps_own(recipe: Path, tmp_path: Path):
