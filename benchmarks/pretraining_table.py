@@ -19,7 +19,7 @@ from markupsafe import escape
 from foreword.data.files import write_atomic
 from foreword.pretrain.corpus import NATURAL_WEIGHTS
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 740, 380, 50, 210, 44, 50
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 70, 210, 44, 50
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -31,6 +31,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "parameters": facts["parameters"],
         "steps": facts["steps"],
         "tokens": facts["tokens"],
+        "tokens_before": facts["before"]["tokens"] if facts["before"] else 0,  # of the run that this one went on from
         "flop": 6 * facts["parameters"] * facts["tokens"],
         "sec": timing["sec"],
         "device": facts["device"],
@@ -45,7 +46,7 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     names = sorted(runs, key=lambda name: runs[name]["parameters"])  # runs of a size stay as they were given
     rows = [
         ["parameters", *(f"{runs[n]['parameters']:,}" for n in names)],
-        ["tokens", *(f"{runs[n]['tokens'] / 1e6:.0f} M" for n in names)],
+        ["tokens", *(_tokens(runs[n]) for n in names)],
         ["compute, FLOP", *(f"{runs[n]['flop']:.1e}" for n in names)],
     ]
     sources = sorted(set.intersection(*(set(runs[n]["heldout"]) for n in names)))
@@ -53,6 +54,12 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     rows.append(["mean of the natural sources", *(f"{runs[n]['natural_mean']:.3f}" for n in names)])
     head = ["", *(name.removeprefix("foreword-") for name in names)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
+def _tokens(run: dict[str, Any]) -> str:
+    """Return `25 M`, or `252 + 25 M` for a run that went on from another."""
+    before = f"{run['tokens_before'] / 1e6:.0f} + " if run["tokens_before"] else ""
+    return f"{before}{run['tokens'] / 1e6:.0f} M"
 
 
 def picture(runs: dict[str, dict[str, Any]], title: str) -> str:
@@ -94,7 +101,7 @@ def picture(runs: dict[str, dict[str, Any]], title: str) -> str:
             lines.append(words(LEFT - 8, height + 4, f"{bits:.1f}", 'text-anchor="end"'))
     for size, run in zip(sizes, ordered, strict=True):
         lines.append(words(x(size), HEIGHT - BOTTOM + 20, f"{run['parameters'] / 1e6:.1f} M", middle))
-        lines.append(words(x(size), HEIGHT - BOTTOM + 38, f"{run['tokens'] / 1e6:.0f} M tokens", f"{middle} {faint}"))
+        lines.append(words(x(size), HEIGHT - BOTTOM + 38, f"{_tokens(run)} tokens", f"{middle} {faint}"))
     for kind, (name, values) in zip("ab", series.items(), strict=True):
         found = np.log10(values)
         slope, offset = np.polyfit(sizes, found, 1)
