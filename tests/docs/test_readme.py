@@ -1,6 +1,7 @@
 """Every command and every Python block of the README runs, in the README's order, with fewer steps and records."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -28,6 +29,18 @@ INVENTED = """mr,ref
 "name[Elm], area[riverside]","Elm is by the river."
 """
 INVENTED += "".join(f'"name[Inn {i}], eatType[pub]","Inn {i} is a pub."\n' for i in range(8))  # for eight shots
+TRIPLES = {
+    "entries": [
+        {
+            str(i): {
+                "category": "Building",
+                "modifiedtripleset": [{"subject": f"Tower_{i}", "property": "floorCount", "object": str(i)}],
+                "lexicalisations": [{"comment": "good", "lex": f"Tower {i} has {i} floors."}],
+            }
+        }
+        for i in range(8)
+    ]
+}
 PHRASES = "sentence\tlabel\n" + "".join(f"a {word} film {i}\t{i % 2}\n" for i in range(6) for word in ("slow", "warm"))
 
 
@@ -44,13 +57,16 @@ def commands(shell: str) -> list[list[str]]:
 
 @pytest.fixture
 def fresh(tmp_path, monkeypatch):
-    """An empty folder with the recipes beside it and invented E2E and SST-2 rows, so that no data set is needed."""
+    """An empty folder with the recipes beside it and invented E2E, SST-2 and WebNLG rows: no data set is needed."""
     for name in ("trainset.csv", "devset.csv", "testset_w_refs.csv"):
         (tmp_path / "data" / "e2e").mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / "e2e" / name).write_text(INVENTED, encoding="utf-8")
     (tmp_path / "data" / "glue" / "sst2").mkdir(parents=True)
     for split in ("train", "dev", "test"):
         (tmp_path / "data" / "glue" / "sst2" / f"{split}.tsv").write_text(PHRASES, encoding="utf-8")
+    (tmp_path / "data" / "webnlg2017").mkdir()
+    for split in ("train", "dev", "test"):
+        (tmp_path / "data" / "webnlg2017" / f"{split}.json").write_text(json.dumps(TRIPLES), encoding="utf-8")
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     monkeypatch.setenv("FOREWORD_DATA", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
