@@ -98,8 +98,12 @@ def score(recipe: Path, options: argparse.Namespace) -> list[dict[str, float]]:
     return found
 
 
-def score_rows(task: Task, rows: list[dict[str, Any]], by_id: dict[str, Record], split: str) -> Scores:
-    return evaluate_outputs(task, [by_id[row["id"]] for row in rows], [row["prediction"] for row in rows], split)
+def score_rows(
+    task: Task, rows: list[dict[str, Any]], by_id: dict[str, Record], split: str, resamples: int = 1000
+) -> Scores:
+    """Return the scores of prediction rows, whose records are looked up by id."""
+    records, outputs = [by_id[row["id"]] for row in rows], [row["prediction"] for row in rows]
+    return evaluate_outputs(task, records, outputs, split, resamples)
 
 
 def parts(task: Task, rows: list[dict[str, Any]], split: str) -> dict[str, float]:
@@ -107,7 +111,7 @@ def parts(task: Task, rows: list[dict[str, Any]], split: str) -> dict[str, float
     found = {}
     for part in (name for name in task.splits if name.startswith(f"{split}_")):
         by_id = {record.id: record for record in task.load(part)}
-        scores = score_rows(task, [row for row in rows if row["id"] in by_id], by_id, part)
+        scores = score_rows(task, [row for row in rows if row["id"] in by_id], by_id, part, resamples=0)
         found |= {f"{name} {part.removeprefix(f'{split}_')}": value for name, value in scores.metrics.items()}
     return found
 
