@@ -107,8 +107,8 @@ class Run:
         self.optimizers = build_optimizers(self.model, config.optim)
         on_gpu = self.device.type == "cuda"
         if on_gpu and config.family == "t5":
-            # The fused kernels' backward pass is slow with a position bias, and gave NaN for lengths that are no
-            # multiple of 8 (docs/LOG.md, 2026-11-26).
+            # Prefix-LM steps gave NaN here with the fused kernels, for a reason that was not found (docs/LOG.md,
+            # 2026-11-26); no step has with plain attention. Which is faster was not measured.
             self.model.set_attn_implementation("eager")
         # Prefix-LM splits give a batch many shapes, and compiling each took longer than a whole adaptation.
         if config.compile and config.objective != "prefix_lm":
@@ -309,8 +309,8 @@ def _claim(folder: Path, config: PretrainConfig) -> None:
     """Write the resolved config, or refuse a directory that holds another run."""
     path = folder / "config.yaml"
     # How fast a run goes, and where, is not part of what it is.
-    loose = {"device": "auto", "threads": 0, "deadline_sec": None, "save_every": 1, "run": Path(".")}
-    loose["cuda_graphs"] = True
+    where = {"device": "auto", "threads": 0, "run": Path(".")}
+    loose = {**where, "deadline_sec": None, "save_every": 1, "cuda_graphs": True}
     if path.is_file():
         before = build(PretrainConfig, load_yaml(path))
         if replace(before, **loose) != replace(config, **loose):
