@@ -108,8 +108,8 @@ class Run:
         on_gpu = self.device.type == "cuda"
         if on_gpu and config.family == "t5":
             # Prefix-LM steps gave NaN here with the fused kernels, for a reason that was not found (docs/LOG.md,
-            # 2026-11-26); none of 2,840 has with plain attention, all with splits in multiples of 64. Which is faster was
-            # not measured.
+            # 2026-11-26); none of 2,840 has with plain attention, all with splits in multiples of 64. Which of the two
+            # is faster was not measured.
             self.model.set_attn_implementation("eager")
         # Prefix-LM splits give a batch many shapes, and compiling each took longer than a whole adaptation.
         if config.compile and config.objective != "prefix_lm":
