@@ -23,6 +23,8 @@ from foreword.prompts.bank import PrefixKV, Site
 from foreword.prompts.inject import AttentionCall
 from foreword.serve.cache import Shelf
 
+LOWEST = torch.finfo(torch.float32).min
+
 
 @dataclass(frozen=True, eq=False)
 class Decoding:
@@ -143,7 +145,7 @@ class StepAttention:
         for part in layout.reading:
             _put(made, slice(part.first, part.first + part.count), read(part, site, query, call))
         if (part := layout.sharing) is not None and any(site in prefix.states for prefix, _ in part.runs):
-            seen = Partial(made.out[part.tokens], made.lse[part.tokens])
+            seen = Partial(made.out.index_select(0, part.tokens), made.lse.index_select(0, part.tokens))
             _put(made, part.tokens, merge(seen, share(part, site, query, call)))
         return with_sinks(made, call.options.get("s_aux")).out.flatten(1, 2)[None], None
 
@@ -177,33 +179,34 @@ def read(part: Reading, site: Site, query: Tensor, call: AttentionCall) -> Parti
 
 
 def share(part: Sharing, site: Site, query: Tensor, call: AttentionCall) -> Partial:
-    """Return what tokens see of their rows' prefixes; where there is none at this site, their lse is -inf.
+    """Return what tokens see of their rows' prefixes; where there is none at this site, their lse is the lowest number.
 
     Two matrix products for each distinct prefix, with the softmax of all of them done at once. With many forewords
     these products are many and small, so what costs is what surrounds them: heads come first ([K, n * G, D]), so that
-    a run of tokens is a view that the product takes as it is.
+    a run of tokens is a view that the product takes as it is, and all views are cut at once.
     """
     width = query.shape[2]
-    queries = (query[part.tokens] * _scaling(query, call)).transpose(0, 1).flatten(1, 2)  # [K, n * G, D]
-    runs = [
-        (*prefix.states[site], slice(rows.start * width, rows.stop * width))
-        for prefix, rows in part.runs
-        if site in prefix.states
-    ]
-    scores = torch.full((*queries.shape[:2], part.longest), -torch.inf, dtype=query.dtype, device=query.device)
-    with one_thread(len(runs), query.device):
-        for key, _, rows in runs:
-            scores[:, rows, : key.shape[1]] = torch.bmm(queries[:, rows], key.transpose(1, 2))
+    sizes = [(rows.stop - rows.start) * width for _, rows in part.runs]
+    states = [prefix.states.get(site) for prefix, _ in part.runs]
+    queries = (query.index_select(0, part.tokens) * _scaling(query, call)).transpose(0, 1).flatten(1, 2)
+    scores = queries.new_full((*queries.shape[:2], part.longest), LOWEST, dtype=torch.float32)
+    with one_thread(len(states), query.device):
+        for state, run, room in zip(states, queries.split(sizes, 1), scores.split(sizes, 1), strict=True):
+            if state is not None:
+                room[..., : state[0].shape[1]] = torch.bmm(run, state[0].transpose(1, 2))
     hidden = None
     if call.window is not None:
         past = part.positions[:, None] - torch.arange(part.longest, device=query.device) >= call.window
         hidden = (past & ~part.always_visible[:, None]).repeat_interleave(width, 0)
     weights, lse = _softmax(scores, hidden, call)
-    out = queries.new_zeros(*queries.shape[:2], runs[0][1].shape[-1])
-    with one_thread(len(runs), query.device):
-        for key, value, rows in runs:
-            out[:, rows] = torch.bmm(weights[:, rows, : key.shape[1]].to(value.dtype), value)
-    return _unfold(Partial(out, lse), width)
+    outs = []
+    with one_thread(len(states), query.device):
+        for state, run in zip(states, weights.to(query.dtype).split(sizes, 1), strict=True):
+            if state is None:
+                outs.append(queries.new_zeros(*run.shape[:2], call.value.shape[-1]))
+            else:
+                outs.append(torch.bmm(run[..., : state[1].shape[1]], state[1]))
+    return _unfold(Partial(torch.cat(outs, 1), lse), width)
 
 
 @contextlib.contextmanager
@@ -227,7 +230,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, 
         query: [..., n, D].
         key: [..., S, D].
         value: [..., S, D].
-        hidden: broadcasts to [..., n, S]; what a query must not see. Where it sees nothing its lse is -inf.
+        hidden: broadcasts to [..., n, S]; what a query must not see. Where that is all, its lse is the lowest number.
         call: for scaling and soft-capping.
     """
     scores = torch.matmul(query * _scaling(query, call), key.transpose(-1, -2))
@@ -241,22 +244,28 @@ def _scaling(query: Tensor, call: AttentionCall) -> float:
 
 
 def _softmax(scores: Tensor, hidden: Tensor | None, call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Return weights [..., S] in float32 and their log-sum-exp [...]; the scores may be overwritten."""
+    """Return weights [..., S] in float32 and their log-sum-exp [...]; the scores may be overwritten.
+
+    What is hidden has the lowest number, not -inf: on CPUs exp(-inf) is slow, and where all is hidden no NaN comes.
+    The log-sum-exp is read off the largest weight, exp(max - lse), so there is one pass of exponentials and not two.
+    """
     cap, scores = call.options.get("softcap"), scores.float()
     if cap is not None:
-        seen = scores.isfinite()  # padding stays -inf
-        scores = torch.where(seen, torch.tanh(scores / cap) * cap, scores)
+        scores = torch.where(scores > LOWEST, torch.tanh(scores / cap) * cap, scores)  # padding stays lowest
     if hidden is not None:
-        scores = scores.masked_fill_(hidden, -torch.inf)
-    lse = scores.logsumexp(-1, keepdim=True)
-    return scores.sub_(lse.clamp(min=torch.finfo(lse.dtype).min)).exp_(), lse[..., 0]
+        scores = scores.masked_fill_(hidden, LOWEST)
+    weights = torch.softmax(scores, -1)
+    return weights, scores.amax(-1) - weights.amax(-1).log()
 
 
 def merge(one: Partial, other: Partial) -> Partial:
-    """Return attention over two disjoint sets of keys from attention over each."""
-    lse = torch.logaddexp(one.lse, other.lse)
-    out = one.out * (one.lse - lse).exp()[..., None] + other.out * (other.lse - lse).exp()[..., None]
-    return Partial(out.to(one.out.dtype), lse)
+    """Return attention over two disjoint sets of keys from attention over each.
+
+    The other's share of the softmax is exp(lse' - lse) = sigmoid(lse' - lse of one), with lse that of both.
+    """
+    share_of_other = torch.sigmoid(other.lse - one.lse)[..., None]
+    out = torch.lerp(one.out.float(), other.out.float(), share_of_other)
+    return Partial(out.to(one.out.dtype), torch.logaddexp(one.lse, other.lse))
 
 
 def with_sinks(made: Partial, sinks: Tensor | None) -> Partial:
