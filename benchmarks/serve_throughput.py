@@ -1,18 +1,20 @@
 """Tokens a second of mixed requests with many prefixes on a GPT-2-small shape: our engine and PEFT.
 
     python benchmarks/serve_throughput.py --threads 2 --record benchmarks/records/DATE_serve_throughput
+    python benchmarks/serve_throughput.py --threads 2 --no-peft --record benchmarks/records/DATE_serve_of_none
     python benchmarks/serve_throughput.py --device cuda
 
 Random weights, random token ids, greedy, no EOS. PEFT holds every adapter in one model and serves one at a time:
 requests grouped by adapter, each group in batches of the best of `--peft-batches` (tried in this run). Both get all
 requests at once. Contenders take turns, `--repeats` times; each counts with its fastest turn. Our engine also runs
-without any foreword, and with one prefix of 100 tokens shared by all rows. The ceiling is the rate of this machine's
-best matrix products (as in train_throughput), for the floating-point operations of the linear layers alone. Whether
-both made the same tokens is told too.
+without any foreword, and with one prefix of 100 tokens shared by all rows; `--no-peft` times these alone (minutes
+instead of an hour). The ceiling is the rate of this machine's best matrix products (as in train_throughput), for the
+floating-point operations of the linear layers alone. Whether both made the same tokens is told too.
 """
 
 import argparse
 import json
+import math
 import time
 import warnings
 from pathlib import Path
@@ -54,11 +56,17 @@ def measure(args: argparse.Namespace, count: int) -> dict:
     work = Workload(args.requests, args.new_tokens)
     ours, plain = Ours(args, work, count, work.lengths), Ours(args, work, 0, ())
     shared = Ours(args, work, 1, (100,))
-    peft = Peft(args, work, ours.prompts)
-    same = sum(a == b for a, b in zip(ours.run(), peft.run(), strict=True))  # warms both up
-    plain.run(), shared.run()
-    peft.batch = best_batch(peft, args.peft_batches)
-    best = race({"ours": ours, "plain": plain, "shared": shared, "peft": peft}, args.repeats)
+    contenders: dict[str, Ours | Peft] = {"ours": ours, "plain": plain, "shared": shared}
+    answers, beside_peft = ours.run(), {}
+    plain.run(), shared.run()  # warm, as ours is now
+    if not args.no_peft:
+        contenders["peft"] = peft = Peft(args, work, ours.prompts)
+        same = sum(a == b for a, b in zip(answers, peft.run(), strict=True))
+        peft.batch = best_batch(peft, args.peft_batches)
+        beside_peft = {"peft_batch": peft.batch, "same_answers_as_peft": same}
+    best = race(contenders, args.repeats)
+    if not args.no_peft:
+        beside_peft["times_peft"] = best["peft"] / best["ours"]
     for engine in (ours, plain, shared):
         engine.close()
     tokens = args.requests * args.new_tokens
@@ -66,11 +74,9 @@ def measure(args: argparse.Namespace, count: int) -> dict:
     return {
         "forewords": count,
         "tok_per_sec": {name: tokens / value for name, value in best.items()},
-        "times_peft": best["peft"] / best["ours"],
         "of_no_foreword": best["plain"] / best["ours"],
         "cost_of_100_shared": best["shared"] / best["plain"],
-        "peft_batch": peft.batch,
-        "same_answers_as_peft": same,
+        **beside_peft,
         "of_ceiling": 2 * linear * tokens / best["ours"] / matmul_ceiling("float32", args.device),
     }
 
@@ -79,9 +85,12 @@ def table(rows: list[dict]) -> str:
     head = ("forewords", "ours tok/s", "PEFT tok/s", "x PEFT", "of none", "100 shared", "PEFT batch", "same", "ceiling")
     lines = [" ".join(f"{name:>10}" for name in head)]
     for r in rows:
-        speed = f"{r['forewords']:10} {r['tok_per_sec']['ours']:10.1f} {r['tok_per_sec']['peft']:10.1f}"
-        ratios = f"{r['times_peft']:10.2f} {r['of_no_foreword']:10.2f} {r['cost_of_100_shared']:10.2f}"
-        lines.append(f"{speed} {ratios} {r['peft_batch']:10} {r['same_answers_as_peft']:10} {r['of_ceiling']:10.0%}")
+        figures = (
+            str(r["forewords"]), f"{r['tok_per_sec']['ours']:.1f}", f"{r['tok_per_sec'].get('peft', math.nan):.1f}",
+            f"{r.get('times_peft', math.nan):.2f}", f"{r['of_no_foreword']:.2f}", f"{r['cost_of_100_shared']:.2f}",
+            str(r.get("peft_batch", "-")), str(r.get("same_answers_as_peft", "-")), f"{r['of_ceiling']:.0%}",
+        )
+        lines.append(" ".join(f"{figure:>10}" for figure in figures))
     return "\n".join(lines)
 
 
@@ -95,6 +104,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="fewer for a trial of the script itself")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--peft-batches", type=int, nargs="+", default=[8, 16, 32, 128])
+    parser.add_argument("--no-peft", action="store_true", help="our engine alone: what forewords cost it")
     parser.add_argument("--record", type=Path, help="write FILE.json and FILE.txt")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*past_key_values.*")
