@@ -25,7 +25,7 @@ ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1", "VLLM_LOGGING_LEVEL": "WARNING",
 }
-LENGTHS = (1, 2, 3, 5, 8, 13, 21, 31, 32, 33, 64, 65, 200, 96, 127, 128)  # one kind after the other: 1 and 200 are prefixes
+LENGTHS = (1, 2, 3, 5, 8, 13, 21, 31, 32, 33, 64, 65, 200, 96, 127, 128)  # four kinds in turn: 1 and 200 are prefixes
 BLOCK = 32
 TOLERANCE = 2e-5  # of log probabilities in float32
 
