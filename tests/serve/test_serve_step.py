@@ -34,15 +34,26 @@ def test_two_parts_merged_equal_attention_over_both(options):
     torch.manual_seed(0)
     query, key, value = torch.randn(5, 2, 3, 8), torch.randn(5, 2, 11, 8), torch.randn(5, 2, 11, 6)
     hidden = torch.rand(5, 1, 3, 11) < 0.3
-    hidden[..., 7:] = hidden[0, ..., :4] = True  # the second part all hidden; in one row the first one's head too
+    hidden[0, ..., :4], hidden[0, ..., 4] = True, False  # nothing of the first part is seen
+    hidden[1, ..., 4:], hidden[1, ..., 0] = True, False  # nothing of the second
+    hidden[2:, ..., 0] = False
     whole = attention(query, key, value, hidden, call(**options))
     parts = [attention(query, key[:, :, s], value[:, :, s], hidden[..., s], call(**options)) for s in
              (slice(0, 4), slice(4, 11))]
     made = merge(*parts)
-    seen = ~whole.out.isnan() & whole.lse.isfinite()[..., None]
-    assert seen.any()
-    assert torch.allclose(made.out[seen], whole.out[seen], atol=1e-6)
-    assert torch.allclose(made.lse[whole.lse.isfinite()], whole.lse[whole.lse.isfinite()], atol=1e-6)
+    assert torch.allclose(made.out, whole.out, atol=1e-6)
+    assert torch.allclose(made.lse, whole.lse, atol=1e-6)
+
+
+def test_the_log_sum_exp_read_off_the_largest_weight_is_torch_s():
+    generator = torch.Generator().manual_seed(0)
+    query, key = (torch.randn(2, 50, 8, generator=generator, dtype=torch.float32) * 4 for _ in range(2))
+    hidden = torch.rand(2, 50, 50, generator=generator) < 0.9
+    hidden[..., 0] = False
+    made = attention(query, key, key, hidden, call(scaling=1.0))
+    scores = (query.double() @ key.double().transpose(1, 2)).masked_fill(hidden, -torch.inf)
+    assert torch.allclose(made.lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-5)
+    assert torch.allclose(made.out.double(), scores.softmax(-1) @ key.double(), atol=1e-5)
 
 
 def test_sinks_take_their_share_of_the_softmax():
