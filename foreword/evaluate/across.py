@@ -1,4 +1,4 @@
-"""Uncertainty across runs: the seed is the unit, not the test instance."""
+"""Uncertainty across runs: the seed (or the subset trained on) is the unit, not the test instance."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ EXACT_FLIPS = 2**14
 
 @dataclass(frozen=True)
 class Slope:
-    """A least-squares slope with its t interval and the two-sided p-value of no slope; `n` points."""
+    """A least-squares slope, its t interval and the two-sided p-value of no slope; `n` points, or units of one each."""
 
     value: float
     low: float
@@ -58,7 +58,7 @@ def paired_runs(a: Sequence[float], b: Sequence[float], rng: np.random.Generator
         signs = np.array(list(itertools.product((1.0, -1.0), repeat=len(differences))))
     else:
         signs = rng.choice((1.0, -1.0), size=(trials, len(differences)))
-    larger = int((np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12).sum())
+    larger = int((~(np.abs(signs @ differences) < abs(differences.sum()) - 1e-12)).sum())  # where there is NaN, all
     p_value = larger / len(signs) if exact else (1 + larger) / (1 + len(signs))
     return Difference(interval.value, p_value, interval.low, interval.high)
 
@@ -96,6 +96,19 @@ def slope(x: Sequence[float], y: Sequence[float], level: float = 0.95) -> Slope:
     fit = load_extra("scipy.stats", "a slope with its interval").linregress(x, y)
     half = _t(level, len(x) - 2) * float(fit.stderr)
     return Slope(float(fit.slope), float(fit.slope) - half, float(fit.slope) + half, float(fit.pvalue), len(x))
+
+
+def mean_slope(slopes: Sequence[float], level: float = 0.95) -> Slope:
+    """Return the mean of slopes fitted to one unit each (as a subset with all its sizes), with its t interval.
+
+    Raises:
+        DataError: fewer than two slopes.
+    """
+    if len(slopes) < 2:
+        raise DataError(f"a mean slope with its interval needs two slopes or more, not {len(slopes)}")
+    found = mean_interval(slopes, level)
+    p_value = float(load_extra("scipy.stats", "a slope with its interval").ttest_1samp(slopes, 0.0).pvalue)
+    return Slope(found.value, found.low, found.high, p_value, len(slopes))
 
 
 def _t(level: float, freedom: int) -> float:

@@ -190,5 +190,5 @@ def _paired(differences: np.ndarray, level: float) -> Difference:
 
 def _randomised(differences: np.ndarray) -> Difference:
     # A swap that only reorders the sum must count as equal, so rounding may not decide.
-    larger = np.abs(differences[1:]) >= abs(differences[0]) - 1e-12
+    larger = ~(np.abs(differences[1:]) < abs(differences[0]) - 1e-12)  # nor may NaN count as a difference
     return Difference(float(differences[0]), (1 + int(larger.sum())) / len(differences))

@@ -64,7 +64,7 @@ def test_records_of_different_tasks_are_neither_compared_nor_shown_as_one(ground
     grid = with_store(make_grid(ground, axes=axes, page=page, base={"steps": 2}), tmp_path / "store")
     ran = quietly(grid)
     results = read_results(grid, ran.rows)
-    assert [(row.outputs, row.pairs) for row in compare(results)] == [(None, 1), (None, 1)]
+    assert [(row.outputs, row.units) for row in compare(results)] == [(None, 1), (None, 1)]
     (block,) = example_blocks(results)
     own = {row["source"] for row in read_predictions(next(s for s in results.scores if s.target == "test"))}
     shown = {row[0] for row in block.rows}

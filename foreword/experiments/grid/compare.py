@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from foreword.errors import MissingExtraError
-from foreword.evaluate.across import Slope, holm, mean_interval, paired_runs, slope
+from foreword.evaluate.across import Slope, holm, mean_interval, mean_slope, paired_runs, slope
 from foreword.evaluate.metrics import statistics
 from foreword.evaluate.metrics.statistics import Statistics
 from foreword.evaluate.stats import (
@@ -20,9 +20,10 @@ from foreword.evaluate.stats import (
 from foreword.experiments.grid.address import scored_task
 from foreword.experiments.grid.results import Cell, Results, Score, read_predictions
 from foreword.experiments.grid.spec import axes_of, cell_of
+from foreword.experiments.grid.units import SUBSET, by_unit
 
 SEED = 0
-RESAMPLES = 1000
+RESAMPLES, MOST_TRIALS, TRIALS_A_COMPARISON = 1000, 10000, 100
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,13 @@ class Comparison:
     Attributes:
         cell: of the one compared.
         target: name.
-        runs: over pairs of runs with the same seed and subset: difference, t interval, sign-flip p.
+        runs: over pairs of runs with the same seed and subset: difference, t interval, sign-flip p; where there are
+            several subsets, over these.
         outputs: over test instances: difference, bootstrap interval, p of approximate randomisation; None where the
             runs were not scored on the same records or the metric's library is missing.
-        corrected: `outputs.p_value` (or the runs' one) after Holm's correction over all comparisons of the grid.
-        pairs: how many pairs of runs.
+        corrected: `runs.p_value` after Holm's correction over all comparisons of the grid.
+        outputs_corrected: `outputs.p_value` likewise, over those that have one.
+        units: how many pairs of runs, or of subsets.
     """
 
     cell: Cell
@@ -44,12 +47,13 @@ class Comparison:
     runs: Difference
     outputs: Difference | None
     corrected: float
-    pairs: int
+    outputs_corrected: float | None
+    units: int
 
 
 def compare(results: Results) -> list[Comparison]:
     """Return every cell against the baseline's, corrected together; nothing without a baseline."""
-    found: list[tuple[Cell, str, Difference, Difference | None, int]] = []
+    found: list[tuple[Cell, str, list[tuple[Score, Score]]]] = []
     for axis, base in results.grid.page.baseline.items():
         for target in results.targets:
             cells = results.cells(target)
@@ -59,9 +63,16 @@ def compare(results: Results) -> list[Comparison]:
                     continue
                 pairs = _pairs(results, scores, other, axis)
                 if pairs:
-                    found.append((cell, target, *_differences(results, target, pairs), len(pairs)))
-    corrected = holm([(outputs or runs).p_value for _, _, runs, outputs, _ in found])
-    return [Comparison(*row[:4], p, row[4]) for row, p in zip(found, corrected, strict=True)]
+                    found.append((cell, target, pairs))
+    # The least p is 1 / (trials + 1), which Holm multiplies by the number of comparisons.
+    trials = min(max(RESAMPLES, TRIALS_A_COMPARISON * len(found)), MOST_TRIALS)
+    differences = [_differences(results, target, pairs, trials) for _, target, pairs in found]
+    corrected = holm([runs.p_value for runs, _, _ in differences])
+    others = iter(holm([outputs.p_value for _, outputs, _ in differences if outputs is not None]))
+    return [
+        Comparison(cell, target, runs, outputs, p, None if outputs is None else next(others), units)
+        for (cell, target, _), (runs, outputs, units), p in zip(found, differences, corrected, strict=True)
+    ]
 
 
 def _moved(cell: Cell, axis: str, label: str) -> Cell:
@@ -79,22 +90,30 @@ def _pairs(results: Results, mine: Sequence[Score], other: Sequence[Score], axis
 
 
 def _differences(
-    results: Results, target: str, pairs: Sequence[tuple[Score, Score]]
-) -> tuple[Difference, Difference | None]:
+    results: Results, target: str, pairs: Sequence[tuple[Score, Score]], trials: int
+) -> tuple[Difference, Difference | None, int]:
+    """Return the difference over runs (or subsets), that over records where it can be had, and the number of units."""
     metric = results.metric
     rng = np.random.Generator(np.random.PCG64(SEED))
-    runs = paired_runs([a.metrics[metric] for a, _ in pairs], [b.metrics[metric] for _, b in pairs], rng)
+    units = by_unit([(mine.labels, mine.metrics[metric] - theirs.metrics[metric]) for mine, theirs in pairs])
+    runs = paired_runs(units, [0.0] * len(units), rng)
+    outputs = _difference_of_outputs(results, target, pairs, trials, rng)
+    return runs, outputs, len(units)
+
+
+def _difference_of_outputs(
+    results: Results, target: str, pairs: Sequence[tuple[Score, Score]], trials: int, rng: np.random.Generator
+) -> Difference | None:
     if not _same_records(results, target, [score for pair in pairs for score in pair]):
-        return runs, None
+        return None
     sides = [[score_statistics(results, score, target) for score in side] for side in zip(*pairs, strict=True)]
     if any(table is None for side in sides for table in side):
-        return runs, None
-    sizes = {table.values.shape for side in sides for table in side}
-    if len(sizes) > 1:
-        return runs, None
-    interval = paired_bootstrap_of_runs(*sides, rng, RESAMPLES)[metric]
-    swapped = approximate_randomisation_of_runs(*sides, rng, RESAMPLES)[metric]
-    return runs, Difference(interval.value, swapped.p_value, interval.low, interval.high)
+        return None
+    if len({table.values.shape for side in sides for table in side}) > 1:
+        return None
+    interval = paired_bootstrap_of_runs(*sides, rng, RESAMPLES)[results.metric]
+    swapped = approximate_randomisation_of_runs(*sides, rng, trials)[results.metric]
+    return Difference(interval.value, swapped.p_value, interval.low, interval.high)
 
 
 def _same_records(results: Results, target: str, scores: Sequence[Score]) -> bool:
@@ -139,7 +158,10 @@ class GapSlope:
 
 
 def gap_slopes(results: Results) -> list[GapSlope]:
-    """Return the slope of the gap to the baseline over log10 x for each other value; pairs of runs are the points."""
+    """Return the slope of the gap to the baseline over log10 x for each other value: pairs of runs are the points.
+
+    Where there are several subsets, each in all its sizes, it is the mean of their slopes.
+    """
     page = results.grid.page
     if not page.slope or page.x is None:
         return []
@@ -156,16 +178,20 @@ def gap_slopes(results: Results) -> list[GapSlope]:
 def _gap_slope(
     results: Results, axis: str, base: str, label: str, target: str, places: dict[str, float | None]
 ) -> list[GapSlope]:
-    cells, x, y = results.cells(target), [], []
+    cells = results.cells(target)
+    points: dict[str, list[tuple[float, float]]] = {}
     for cell, scores in cells.items():
         other = cells.get(_moved(cell, axis, base))
         place = places[dict(cell)[results.grid.page.x]]
         if dict(cell)[axis] != label or other is None or not place:
             continue
         for mine, theirs in _pairs(results, scores, other, axis):
-            x.append(math.log10(place))
-            y.append(mine.metrics[results.metric] - theirs.metrics[results.metric])
-    return [GapSlope(label, target, slope(x, y))] if len(x) >= 3 and len(set(x)) >= 2 else []
+            gap = mine.metrics[results.metric] - theirs.metrics[results.metric]
+            points.setdefault(mine.labels.get(SUBSET, ""), []).append((math.log10(place), gap))
+    fits = [slope(*zip(*of, strict=True)) for of in points.values() if len(of) >= 3 and len({x for x, _ in of}) >= 2]
+    if len(fits) < 2:
+        return [GapSlope(label, target, fit) for fit in fits]
+    return [GapSlope(label, target, mean_slope([fit.value for fit in fits]))]
 
 
 def seen_minus_unseen(results: Results) -> list[tuple[Cell, Interval, int]]:
@@ -177,7 +203,8 @@ def seen_minus_unseen(results: Results) -> list[tuple[Cell, Interval, int]]:
     found = []
     for cell, scores in seen.items():
         known = {s.address: s.metrics[metric] for s in unseen.get(cell, []) if metric in s.metrics}
-        gaps = [s.metrics[metric] - known[s.address] for s in scores if s.address in known and metric in s.metrics]
+        both = [s for s in scores if s.address in known and metric in s.metrics]
+        gaps = by_unit([(s.labels, s.metrics[metric] - known[s.address]) for s in both])
         if gaps:
             found.append((cell, mean_interval(gaps), len(gaps)))
     return found

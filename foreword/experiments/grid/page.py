@@ -217,19 +217,19 @@ def _comparisons(results: Results) -> list[page.Block]:
     for row in found:
         outputs = row.outputs
         rows.append((
-            *(dict(row.cell)[name] for name in axes), row.target, row.pairs,
-            estimate(row.runs, row.pairs), row.runs.p_value, estimate(outputs),
-            outputs.p_value if outputs is not None else None, row.corrected,
+            *(dict(row.cell)[name] for name in axes), row.target, row.units,
+            estimate(row.runs, row.units), row.runs.p_value, row.corrected, estimate(outputs),
+            outputs.p_value if outputs is not None else None, row.outputs_corrected,
         ))
-    columns = (*axes, "target", "pairs", "difference over runs", "p, sign flips", "difference over records",
-               "p, randomised", "p, Holm")
+    columns = (*axes, "target", "pairs", "difference over runs", "p, sign flips", "Holm over runs",
+               "difference over records", "p, randomised", "Holm over records")
     blocks: list[page.Block] = [page.Table(
         columns, rows, digits=dict.fromkeys(columns, 3),
         caption=(
             f"{results.metric} minus that of {axis} {base} with the same other labels. Over runs: mean over pairs with "
-            "the same seed and subset, t interval, exact sign-flip test (with n pairs p is at least 2 / 2ⁿ). Over "
-            "records: paired bootstrap interval and approximate randomisation on the test records. Holm: that p "
-            f"corrected for all {len(found)} comparisons here."
+            "the same seed (of subsets, over pairs of these), t interval, exact sign-flip test (with n pairs p is at "
+            "least 2 / 2ⁿ). Over records: paired bootstrap interval and approximate randomisation on the test records; "
+            f"that tells of other records, not of other seeds. Holm: p corrected for the {len(found)} comparisons here."
         ),
     )]
     slopes = [
@@ -239,7 +239,10 @@ def _comparisons(results: Results) -> list[page.Block]:
     if slopes:
         blocks.append(page.Table(
             (axis, "target", f"slope per tenfold {results.grid.page.x}", "p", "points"), slopes, digits=4,
-            caption=f"Gap to {base} over log10 of {results.grid.page.x}: least squares over pairs of runs, t interval.",
+            caption=(
+                f"Gap to {base} over log10 of {results.grid.page.x}: least squares over pairs of runs, t interval; of "
+                "subsets the mean of their slopes."
+            ),
         ))
     return blocks
 
