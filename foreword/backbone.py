@@ -153,6 +153,19 @@ def load_backbone(
     return wrap_backbone(model, tokenizer, source=str(source), weight_files=_weight_files(path, revision))
 
 
+def load_tokenizer(
+    source: str | Path, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Return a backbone's tokenizer alone, where texts are only counted; arguments and errors as in `load_backbone`."""
+    try:
+        return AutoTokenizer.from_pretrained(
+            _resolve(str(source)), trust_remote_code=trust_remote_code, revision=revision
+        )
+    except LOAD_FAULTS as error:
+        message = f"the tokenizer of {str(source)!r} cannot be loaded: {' '.join(str(error).split())}"
+        raise BackboneError(message) from error
+
+
 def wrap_backbone(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

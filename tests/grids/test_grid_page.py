@@ -52,6 +52,20 @@ def test_one_pair_of_runs_has_no_interval(ran):
     assert isinstance(row[table.columns.index("difference over records")], report.Estimate)
 
 
+def test_the_best_dev_value_and_what_the_run_s_limits_cut_are_told(ran):
+    results = read_results(ran.grid, ran.rows)
+    (costs,) = section(grid_report(ran, results), "Time, size and convergence")
+    best = [max(value for _, value in training.dev) for training in results.trainings]
+    assert [row[costs.columns.index("best dev")] for row in costs.rows] == best
+    tree = {**ran.grid.base, "data": {**ran.grid.base.get("data", {}), "max_source": 1}}
+    for grid, limited in ((ran.grid, False), (dataclasses.replace(ran.grid, base=tree), True)):
+        prose, _, table, *_ = section(grid_report(dataclasses.replace(ran, grid=grid), results), "Data checks")
+        assert "tokens of" in prose.text
+        row = table.rows[0]
+        every = row[table.columns.index("records")]
+        assert row[table.columns.index("sources cut")] == (every if limited else None)
+
+
 def test_a_number_is_bare_where_there_is_no_interval():
     assert estimate(None) is None and estimate(Interval(0.5, 0.5, 0.5), 1) == 0.5
     assert estimate(Interval(0.5, 0.4, 0.6)) == report.Estimate(0.5, 0.4, 0.6)

@@ -35,26 +35,38 @@ def cost_blocks(results: Results) -> list[page.Block]:
     for cell, runs in cells.items():
         loss = [converged(run, loss=run.dev_metric == "loss") for run in runs]
         known = [found for found in loss if found is not None]
+        best = [value for value in map(best_dev, runs) if value is not None]
         rows.append((
             *(dict(cell)[axis] for axis in axes), len(runs), runs[0].facts["num_trained"], runs[0].facts["num_stored"],
             _mean([run.facts["steps"] for run in runs]), _mean([run.tokens for run in runs]),
             _mean([seconds_of(run) for run in runs]), _mean([step for step, _ in known]),
             _mean([sec for _, sec in known]), steady[cell]["mean"], steady[cell]["sd"],
+            _mean(best), float(np.std(best, ddof=1)) if len(best) > 1 else None,
         ))
     columns = (
         *axes, "runs", "numbers trained", "numbers kept", "steps", "target tokens", "seconds", "steps to 99 %",
-        "seconds to 99 %", "final loss", "its sd",
+        "seconds to 99 %", "final loss", "sd of it", "best dev", "sd of best dev",
     )
     together = max(run.facts["gang"] for runs in cells.values() for run in runs)
     shared = f" Runs trained in gangs of up to {together}: their seconds are the gang's." if together > 1 else ""
     caption = (
         "Means over runs. Seconds are the wall clock of training, dev evaluations included, on a machine that may have "
         "been shared. To 99 %: when a run first had 99 % of its own best dev value (of its fall, for a loss), at the "
-        f"grain of its dev evaluations. Numbers kept: what a prompt is stored as.{shared}"
+        "grain of its dev evaluations. Best dev: of the value that decides, a loss in nats per target token where no "
+        f"score is asked for. Numbers kept: what a prompt is stored as.{shared}"
     )
-    digits = {"final loss": 3, "its sd": 3, **dict.fromkeys(("steps", "target tokens", "steps to 99 %"), 0),
+    losses = ("final loss", "sd of it", "best dev", "sd of best dev")
+    digits = {**dict.fromkeys(losses, 3), **dict.fromkeys(("steps", "target tokens", "steps to 99 %"), 0),
               "seconds": 1, "seconds to 99 %": 1}
     return [page.Table(columns, rows, caption=caption, digits=digits)]
+
+
+def best_dev(training: Training) -> float | None:
+    """Return a run's best value of what decides; None without dev evaluations."""
+    values = [value for _, value in training.dev if math.isfinite(value)]
+    if not values:
+        return None
+    return min(values) if training.dev_metric == "loss" else max(values)
 
 
 def seconds_of(training: Training) -> float:

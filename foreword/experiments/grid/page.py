@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from foreword.backbone import load_tokenizer
 from foreword.config import dump_yaml
 from foreword.errors import ForewordError
 from foreword.evaluate.across import Slope
@@ -317,12 +319,24 @@ def _search(ran: Ran) -> list[page.Block]:
 
 
 def _data(grid: Grid) -> list[page.Block]:
-    """Return the checks of every task that is trained on or scored, parts of one task once."""
-    names = {split_name(name)[0] for name in _tasks(grid)}
-    blocks: list[page.Block] = []
-    for name in sorted(names):
+    """Return the checks of every task that is trained on or scored, parts of one task once.
+
+    Lengths are in tokens of the first run's backbone; what is cut, is cut by the limits of the first run on that task.
+    """
+    configs = [point.config for point in points(grid)]
+    held, blocks, tokenizer = configs[0].backbone, [], None
+    try:
+        tokenizer = load_tokenizer(held.source, trust_remote_code=held.trust_remote_code, revision=held.revision)
+        blocks.append(page.Prose(f"Lengths in tokens of {Path(held.source).name}."))
+    except ForewordError as error:
+        blocks.append(page.Prose(f"Lengths in words: {error}"))
+    for name in sorted({split_name(name)[0] for name in _tasks(grid)}):
+        own = next((config for config in configs if split_name(config.task)[0] == name), configs[0])
         try:
-            blocks += data_blocks(name, check_task(get_task(name)))
+            task = get_task(name)
+            source, target = own.data.limits(task.max_source, task.max_target)
+            task = replace(task, max_source=source, max_target=target)
+            blocks += data_blocks(name, check_task(task, tokenizer=tokenizer))
         except ForewordError as error:
             blocks.append(page.Prose(f"The data of {name} could not be checked: {error}"))
     return blocks
