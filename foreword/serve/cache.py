@@ -5,6 +5,7 @@ side by side at its front, so that attention over all of them is a view of the s
 its place. A foreword's prefix is never in here: it stands once in the pool, whatever the number of its rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -32,6 +33,7 @@ class Shelf:
         length: positions a row has.
         keys, values: [rows, K, length, D] by site.
         places: who stands at each index; `len(places)` rows are in use.
+        rows: how many every site has room for, at least.
     """
 
     length: int
@@ -47,9 +49,21 @@ class Shelf:
 
     def move(self, source: int, target: int) -> None:
         """Copy one row's keys and values to another index."""
+        for tensor in self._tensors():
+            tensor[target].copy_(tensor[source])
+
+    def clear(self, index: int) -> None:
+        """Set one row's keys and values to zero.
+
+        Places that are masked still enter products, with weight 0, where whatever is not finite becomes NaN: garbage,
+        or what the last holder's foreword made there.
+        """
+        for tensor in self._tensors():
+            tensor[index].zero_()
+
+    def _tensors(self) -> Iterator[Tensor]:
         for store in (self.keys, self.values):
-            for tensor in store.values():
-                tensor[target].copy_(tensor[source])
+            yield from store.values()
 
 
 class KvCache:
@@ -71,12 +85,14 @@ class KvCache:
         return shelf_length(total_len) * self.position_bytes <= self.limit_bytes
 
     def reserve(self, total_len: int) -> Place | None:
-        """Return a place for a row of at most `total_len` positions, or None while there is no room."""
+        """Return an empty place for a row of at most `total_len` positions, or None while there is no room."""
         length = shelf_length(total_len)
-        shelf = self.shelves.setdefault(length, Shelf(length))
+        shelf = self.shelves.get(length) or Shelf(length)
         if shelf.is_full and not self._grow(shelf):
             return None
+        self.shelves[length] = shelf
         place = Place(shelf, len(shelf.places))
+        shelf.clear(place.index)
         shelf.places.append(place)
         return place
 
@@ -104,15 +120,19 @@ class KvCache:
         return True
 
     def _resize(self, shelf: Shelf, rows: int) -> None:
-        """Give a shelf another number of rows, site by site, so that little is there twice."""
+        """Give a shelf another number of rows, site by site, so that little is there twice.
+
+        Memory may run out between two sites. Those that are done then have another number than the others, which
+        harms nothing: `shelf.rows` is what all of them have, and the next try goes on where this one ended.
+        """
         used = len(shelf.places)
-        if rows == shelf.rows:
-            return
+        shelf.rows = min(rows, shelf.rows)
         for site, shape in self.geometry.sites.items():
             for store, width in ((shelf.keys, shape.key_width), (shelf.values, shape.value_width)):
                 old = store.get(site)
-                # Zeros, not garbage: places that are masked still enter products, where a NaN would spread.
-                new = torch.zeros(rows, shape.kv_heads, shelf.length, width, dtype=self.dtype, device=self.device)
+                if old is not None and len(old) == rows:
+                    continue
+                new = torch.empty(rows, shape.kv_heads, shelf.length, width, dtype=self.dtype, device=self.device)
                 if old is not None:
                     new[:used] = old[:used]
                 store[site] = new

@@ -50,6 +50,7 @@ class SequenceRunner:
         self._position_bytes = width * torch.empty(0, dtype=backbone.dtype).element_size()
         self._cohorts: list[_Cohort] = []
         self.rows: list[LiveRow] = []
+        self.in_pass: list[LiveRow] = []
         start = backbone.model.generation_config.decoder_start_token_id
         start = backbone.model.config.decoder_start_token_id if start is None else start
         self._start_id = backbone.model.config.pad_token_id if start is None else start
@@ -82,9 +83,11 @@ class SequenceRunner:
         """Run one pass of one cohort, newcomers first; return its rows and their logits [M, V]."""
         started = {row for cohort in self._cohorts for row in cohort.rows}
         new = [row for row in self.rows if row not in started]
+        self.in_pass = new
         if new:
             self._cohorts.append(self._encode(new))
         cohort = self._next()
+        self.in_pass = cohort.rows
         last = [row.made[-1] if row.made else self._start_id for row in cohort.rows]
         with activate(cohort.injection):
             out = self._backbone.model(
@@ -113,6 +116,7 @@ class SequenceRunner:
             if not left:
                 self._cohorts.remove(cohort)
             elif len(left) < len(cohort.rows):
+                self.in_pass = left
                 cohort.keep(left)
         cohort = next((c for c in self._cohorts if not c.rows[0].made), self._cohorts[0])
         self._cohorts.remove(cohort)

@@ -6,6 +6,7 @@ it a place in the cache → it reads its text, then makes one token a step besid
 sampler, text and stop strings into a piece on the ticket → its place and its lease go back.
 """
 
+import contextlib
 import itertools
 import secrets
 import threading
@@ -16,14 +17,14 @@ from types import TracebackType
 from torch import Tensor
 
 from foreword.backbone import Backbone
-from foreword.errors import BackboneError, ForewordError
+from foreword.errors import BackboneError, ForewordError, PromptError
 from foreword.serve.capacity import Capacity
 from foreword.serve.check import check_request, new_token_limit
 from foreword.serve.cohort import SequenceRunner
 from foreword.serve.ledger import EngineStats, Ledger
 from foreword.serve.pool import ForewordInfo, Pool
 from foreword.serve.request import Answer, EngineStopped, FinishReason, Piece, QueueFull, Request, RequestError, Ticket
-from foreword.serve.rows import LiveRow
+from foreword.serve.rows import LiveRow, fault_text
 from foreword.serve.sampling import Sampler, log_probabilities
 from foreword.serve.scheduler import Scheduler, Verdict
 from foreword.serve.step import DecoderRunner, Runner
@@ -33,6 +34,7 @@ from foreword.serve.words import Words
 LOOK_AGAIN_SEC = 0.05
 """How often the queue is looked at while nothing runs but something waits for its foreword or its deadline."""
 LARGEST_SEED = 1 << 62
+NO_TOKEN = -1
 
 
 class Engine:
@@ -212,7 +214,27 @@ class Engine:
             self._wake.notify_all()
 
     def _run(self) -> None:
-        """The engine's thread: admit, step, hand out, until stopped."""
+        """The engine's thread. Whatever ends it, nobody waits for an answer that cannot come."""
+        try:
+            self._work()
+        except BaseException as error:
+            self._die(f"the engine failed: {fault_text(error)}")
+            raise
+
+    def _die(self, error: str) -> None:
+        """Stop for good, as `/health` then tells, and end all rows with an error."""
+        with self._wake:
+            self._state = "stopped"
+            for row in [row for rows in self._rows_of.values() for row in rows]:
+                try:
+                    self._end(row, "error", error)
+                except Exception:  # what ended the thread may stand in the way here too, as a GPU that is gone does
+                    row.ticket.put(Piece(row.index, finish_reason="error", error=error))
+            self._rows_of.clear()
+            self._wake.notify_all()
+
+    def _work(self) -> None:
+        """Admit, step, hand out, until stopped."""
         while True:
             with self._wake:
                 if self._state == "stopped":
@@ -244,8 +266,8 @@ class Engine:
                 return Verdict.LATER
             if self._runner.add(row):
                 return Verdict.STARTED
-        except ForewordError as error:
-            self._end(row, "error", str(error))
+        except Exception as error:  # no memory for its place, a disk's fault: the others go on
+            self._end(row, "error", fault_text(error))
             return Verdict.REMOVED
         self._give_back(row)
         return Verdict.FULL
@@ -278,10 +300,10 @@ class Engine:
             rows, logits = self._runner.step()
             tokens = self._choose(rows, logits)
         except Exception as error:  # out of memory, a model's own fault: the engine goes on with the next rows
-            text = f"the step failed: {type(error).__name__}: {' '.join(str(error).split())}"
             with self._wake:
-                for row in list(self._runner.rows):
-                    self._end(row, "error", text)
+                running = list(self._runner.rows)
+                for row in [row for row in self._runner.in_pass if row in running] or running:
+                    self._end(row, "error", f"the step failed: {fault_text(error)}")
             return
         with self._wake:
             read = sum(row.cached for row in self._runner.rows) - before
@@ -291,8 +313,12 @@ class Engine:
 
     def _choose(self, rows: list[LiveRow], logits: Tensor) -> list[int | Exception]:
         """Return each row's next token, or why there is none; those that take the likeliest are looked at together."""
-        likeliest = logits.argmax(-1).tolist() if rows else []
-        return [_choice(row, top, logits[i]) for i, (row, top) in enumerate(zip(rows, likeliest, strict=True))]
+        if not rows:
+            return []
+        top = logits.argmax(-1)
+        finite = logits.gather(-1, top[:, None])[:, 0].isfinite()  # a NaN counts as the largest
+        likeliest = top.where(finite, NO_TOKEN).tolist()
+        return [_choice(row, best, logits[i]) for i, (row, best) in enumerate(zip(rows, likeliest, strict=True))]
 
     def _hand_out(self, row: LiveRow, token: int | Exception, logits: Tensor) -> None:
         """Take a row's next token; a fault in one row's settings or text ends that row alone."""
@@ -301,8 +327,7 @@ class Engine:
                 raise token
             self._accept(row, token, logits)
         except Exception as error:  # the engine's thread must outlive whatever a request brings
-            row.text = None
-            self._end(row, "error", f"{type(error).__name__}: {' '.join(str(error).split())}")
+            self._end(row, "error", fault_text(error))
 
     def _accept(self, row: LiveRow, token: int, logits: Tensor) -> None:
         """Take a row's next token: into its text, into a piece, and perhaps its end."""
@@ -325,7 +350,9 @@ class Engine:
 
     def _end(self, row: LiveRow, reason: FinishReason, error: str | None = None) -> None:
         """End a row that has not ended of itself, waiting or running."""
-        text = row.text.finish() if row.text is not None else ""
+        text = ""
+        with contextlib.suppress(Exception):  # a fault in a row's text must not keep the row here
+            text = row.text.finish() if row.text is not None else ""
         self._leave(row)
         self._ledger.finished[reason] = self._ledger.finished.get(reason, 0) + 1
         row.ticket.put(Piece(row.index, (), text, (), reason, None, error))
@@ -343,6 +370,9 @@ class Engine:
 
 
 def _choice(row: LiveRow, likeliest: int, logits: Tensor) -> int | Exception:
+    if likeliest == NO_TOKEN:
+        whose = "the text" if row.lease is None else "the foreword, whose numbers may be too large, or the text"
+        return PromptError(f"the model's scores of the next token are not finite; change {whose}")
     try:
         if row.sampler.is_plain(len(row.made)):
             return likeliest

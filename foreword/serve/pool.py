@@ -195,12 +195,13 @@ class Pool:
             ArtifactError, PromptError: registered unchecked, and now found bad.
         """
         entry = self._find(name)
-        if entry.facts is None:
-            facts = self._read(entry.source)  # not under the lock: it reads files
+        facts = entry.facts  # looked at once: a load that fails meanwhile takes it away
+        if facts is None:
+            found = self._read(entry.source)  # not under the lock: it reads files
             with self._lock:
-                self._point(entry, entry.facts or facts)
+                facts = entry.facts or found
+                self._point(entry, facts)
         with self._lock:
-            facts = entry.facts
             resident = self._resident.get(facts.version)
             state = "resident" if resident else "loading" if entry.loading else "cold"
             if state == "cold" and entry.recent_error():

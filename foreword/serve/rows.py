@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from foreword.backbone import Backbone
+from foreword.errors import ForewordError
 from foreword.prompts.bank import PrefixKV
 from foreword.prompts.batch import INLINE, Row, place_inline
 from foreword.prompts.soft_prompt import Realised
@@ -108,4 +109,14 @@ class LiveRow:
         return Row(self.source, tail=self.tail)
 
 
-__all__ = ["INLINE", "LiveRow"]
+def fault_text(error: BaseException) -> str:
+    """Return what is told of a fault that ends a row: our own messages as they are, others with their kind.
+
+    Of a disk's faults the path is left out: clients are told nothing of this machine.
+    """
+    told = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    text = " ".join(told.split())
+    return text if isinstance(error, ForewordError) else f"{type(error).__name__}: {text}"
+
+
+__all__ = ["INLINE", "LiveRow", "fault_text"]

@@ -28,6 +28,11 @@ class Runner(Protocol):
         ...
 
     @property
+    def in_pass(self) -> Sequence[LiveRow]:
+        """The rows of the pass that runs, or ran last; none while they are being chosen."""
+        ...
+
+    @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values of all rows."""
         ...
@@ -56,6 +61,7 @@ class DecoderRunner:
         self._backbone, self._capacity = backbone, capacity
         self._cache = KvCache(backbone.geometry, backbone.device, backbone.dtype, capacity.cache_bytes)
         self.rows: list[LiveRow] = []
+        self.in_pass: list[LiveRow] = []
 
     @property
     def cache_bytes(self) -> int:
@@ -90,7 +96,9 @@ class DecoderRunner:
 
         Rows that decode always take part; what is left of the step's tokens goes to reading, oldest row first.
         """
+        self.in_pass = []
         runs = self._choose_runs()
+        self.in_pass = [row for row, _ in runs]
         layout, positions = lay_out(runs, self._backbone.device)
         last = _last_tokens(runs)
         keep = torch.tensor(list(last.values()) or [0], device=self._backbone.device)  # a model wants at least one

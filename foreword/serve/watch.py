@@ -33,8 +33,10 @@ class Watch:
         now = self._service.catalog.stamps()
         changed = sorted(name for name, stamp in now.items() if self._seen.get(name) != stamp)
         self._seen = now
-        keep = [key for key, entry in self._service.known().items() if self._service.catalog.unchanged(entry)]
-        gone = self._service.forget(keep)
+        known = self._service.known()
+        stale = {key for key, entry in known.items() if not self._service.catalog.unchanged(entry)}
+        # A foreword may have become known while the disk was looked at: a request is about to use it.
+        gone = self._service.forget([key for key in self._service.known() if key not in stale])
         for event, names in (("forewords changed", changed), ("forewords unloaded", gone)):
             if names:
                 self._service.log.info(event, extra={"forewords": names[:100], "count": len(names)})

@@ -173,6 +173,32 @@ def test_a_file_that_vanishes_or_is_cut_fails_alone_and_is_tried_again(pool_of, 
     assert lease(pool, "p0").version
 
 
+def test_a_load_that_fails_while_facts_are_told_does_not_take_them_away(pool_of, store, monkeypatch):
+    pool = pool_of()
+    known = pool.register("p0", store["p0"])
+    find = pool._find
+
+    def settle(name):  # between two looks
+        entry = find(name)
+        real = pool._lock
+
+        class Lock:
+            def __enter__(self):
+                pool._lock = real
+                pool._settle(entry, None, ArtifactError("gone"))
+                return real.__enter__()
+
+            def __exit__(self, *error):
+                return real.__exit__(*error)
+
+        pool._lock = Lock()
+        return entry
+
+    monkeypatch.setattr(pool, "_find", settle)
+    told = pool.info("p0")
+    assert (told.version, told.state) == (known.version, "failed")
+
+
 def test_a_manifest_that_promises_other_sizes_is_refused_before_tensors_are_read(pool_of, store):
     manifest = store["p0"] / "foreword.json"
     manifest.write_text(manifest.read_text().replace('"length": 10', '"length": 9'))

@@ -96,6 +96,73 @@ def test_the_cache_keeps_its_limit_and_one_shelf_s_empty_places_serve_another(gp
     assert [shelf_length(n) for n in (1, 32, 33, 64, 65)] == [32, 32, 64, 64, 128]
 
 
+def test_a_place_is_empty_when_it_is_handed_out_whoever_had_it_before(gpt2):
+    cache = KvCache(gpt2.geometry, gpt2.device, gpt2.dtype, 1 << 22)
+    places = [cache.reserve(20) for _ in range(6)]  # beyond the first growth
+    shelf = places[0].shelf
+    for store in (shelf.keys, shelf.values):
+        for tensor in store.values():
+            assert (tensor[:6] == 0).all()
+            tensor.fill_(torch.nan)
+    for gone in (1, 4):  # the last row moves away from its own place, too
+        cache.release(places[gone])
+    for _ in range(2):
+        new = cache.reserve(20)
+        for store in (shelf.keys, shelf.values):
+            assert len(store) == len(gpt2.geometry.sites)
+            assert all((tensor[new.index] == 0).all() for tensor in store.values())
+
+
+@pytest.mark.parametrize("good", [0, 1, 3, 5])
+def test_memory_that_runs_out_leaves_a_shelf_whole(gpt2, monkeypatch, good):
+    probe = KvCache(gpt2.geometry, gpt2.device, gpt2.dtype, 1)
+    cache = KvCache(gpt2.geometry, gpt2.device, gpt2.dtype, 10 * 32 * probe.position_bytes)
+    tensors = 2 * len(gpt2.geometry.sites)
+    assert good < tensors
+
+    class Scarce:
+        left = tensors + good
+
+        @classmethod
+        def empty(cls, *shape, **options):
+            cls.left -= 1
+            if cls.left < 0:
+                raise MemoryError("no memory")
+            return torch.zeros(*shape, **options)
+
+        zeros = empty
+
+    monkeypatch.setattr("foreword.serve.cache.torch", Scarce)
+    places = [cache.reserve(32) for _ in range(4)]
+    for number, place in enumerate(places):
+        for tensor in (*place.shelf.keys.values(), *place.shelf.values.values()):
+            tensor[number] = number + 1
+
+    def is_whole():
+        shelf = places[0].shelf
+        assert shelf.places == places and shelf.rows >= len(places)
+        for tensor in (*shelf.keys.values(), *shelf.values.values()):
+            assert len(tensor) >= shelf.rows
+            assert all((tensor[place.index] == number + 1).all() for number, place in enumerate(places))
+
+    with pytest.raises(MemoryError):
+        cache.reserve(32)  # growing
+    is_whole()
+    Scarce.left = tensors
+    spare = cache.reserve(32)
+    cache.release(spare)
+    Scarce.left = good
+    with pytest.raises(MemoryError):
+        cache.reserve(128)  # the spare places would be given up for it
+    is_whole()
+    assert set(cache.shelves) == {32}
+    Scarce.left = 10 * tensors
+    assert cache.reserve(128) is not None and cache.num_bytes <= cache.limit_bytes
+    assert [cache.reserve(32) is not None for _ in range(3)] == [True, True, False]
+    assert sum(t.nbytes for shelf in cache.shelves.values() for store in (shelf.keys, shelf.values)
+               for t in store.values()) == cache.num_bytes
+
+
 def row_of(backbone, ids, prompt, limit):
     ticket = Ticket(1, Request(ids), len(ids))
     row = LiveRow(ticket, 0, ids, 0, limit, Sampler(Sampling(), 0))
