@@ -19,18 +19,21 @@ from foreword.engines.prefix_shelf import PrefixShelf
 from foreword.engines.remote_row import RemoteRow, Writer
 from foreword.engines.upstreams import Upstreams
 from foreword.engines.vllm_wire import Chunk, UpstreamsDown
-from foreword.errors import BackboneError, ForewordError, PromptError
+from foreword.errors import BackboneError, PromptError
 from foreword.serve.capacity import Capacity
 from foreword.serve.check import check_request, new_token_limit
 from foreword.serve.ledger import EngineStats, Ledger
 from foreword.serve.pool import ForewordInfo, Lease, Pool
 from foreword.serve.request import EngineStopped, FinishReason, Piece, QueueFull, Request, RequestError, Ticket
+from foreword.serve.rows import fault_text
 from foreword.serve.scheduler import Scheduler, Verdict
 from foreword.serve.words import Words
 
 LOOK_AGAIN_SEC = 0.05
 """How often the queue is looked at while something waits for its foreword, for room or for its deadline."""
 LARGEST_SEED = 1 << 62
+SEEDS = 1 << 63
+"""vLLM's seeds are int64, and to it -1 means none: ours count on from 0 after the largest."""
 
 
 class RemoteEngine:
@@ -82,7 +85,7 @@ class RemoteEngine:
         """Start the engine's thread and return the engine once it takes requests.
 
         Raises:
-            EngineStopped: it was stopped before.
+            EngineStopped: it was stopped before, or its thread ended as it began.
         """
         if self._state != "new":
             raise EngineStopped(f"the engine is {self._state}; make a new one")
@@ -92,6 +95,8 @@ class RemoteEngine:
         )
         self._thread.start()
         ready.wait()
+        if self._state != "running":
+            raise EngineStopped(f"the engine is {self._state}: it could not start; the reason is on stderr")
         return self
 
     def stop(self) -> None:
@@ -125,7 +130,8 @@ class RemoteEngine:
         ticket = Ticket(next(self._numbers), request, len(source))
         seed = request.sampling.seed
         seed = secrets.randbelow(LARGEST_SEED) if seed is None else seed
-        rows = [RemoteRow(ticket, index, source, limit, seed + index, text_format) for index in range(request.n)]
+        seeds = [(seed + index) % SEEDS for index in range(request.n)]
+        rows = [RemoteRow(ticket, at, source, limit, chosen, text_format) for at, chosen in enumerate(seeds)]
         self._enqueue(ticket, rows)
         return ticket
 
@@ -170,7 +176,20 @@ class RemoteEngine:
         raise QueueFull(f"{found} wait, at most {most} may; come back in {wait:.0f} s", wait, tenant_only=not full)
 
     async def _main(self, ready: threading.Event) -> None:
-        """The engine's thread: look at the queue whenever something has changed, until stopped."""
+        """The engine's thread. Whatever ends it, nobody waits for an answer that cannot come."""
+        try:
+            await self._work(ready)
+        except BaseException as error:
+            with self._lock:
+                self._state = "stopped"  # as `/health` then tells
+                for row in [row for rows in self._rows_of.values() for row in rows]:
+                    self._end(row, "error", f"the engine failed: {fault_text(error)}")
+            raise
+        finally:
+            ready.set()
+
+    async def _work(self, ready: threading.Event) -> None:
+        """Look at the queue whenever something has changed, until stopped."""
         async with self._upstreams:
             self._loop = asyncio.get_running_loop()
             with self._lock:
@@ -207,8 +226,8 @@ class RemoteEngine:
         try:
             if row.request.foreword is not None and not self._find_prefix(row):
                 return Verdict.LATER
-        except ForewordError as error:
-            self._end(row, "error", str(error))
+        except Exception as error:  # a disk's fault, or the text's: the others go on
+            self._end(row, "error", fault_text(error))
             return Verdict.REMOVED
         task = self._loop.create_task(self._answer(row))
         self._running[row] = task
@@ -252,13 +271,13 @@ class RemoteEngine:
             self._writing.discard(name)
             waiting = [row for row in self._queue if row.request.foreword == name] if fault else []
             for row in waiting:
-                self._end(row, "error", f"the prefix file cannot be written: {fault}")
+                self._end(row, "error", f"the prefix file cannot be written: {fault_text(fault)}")
         self._nudge()
 
     async def _answer(self, row: RemoteRow) -> None:
         """Have one row answered, and hand its pieces out as they come."""
-        body = row.body(self.backbone.tokenizer.bos_token_id, self._scope_of(row.request.tenant))
         try:
+            body = row.body(self.backbone.tokenizer.bos_token_id, self._scope_of(row.request.tenant))
             async with asyncio.timeout_at(row.ticket.deadline_at_sec):
                 async with contextlib.aclosing(self._upstreams.stream(row.key, body)) as chunks:
                     async for chunk in chunks:
@@ -269,10 +288,8 @@ class RemoteEngine:
             self._end(row, "deadline")
         except UpstreamsDown as error:
             self._end(row, "error", str(error), error.retry_after_sec)
-        except ForewordError as error:
-            self._end(row, "error", str(error))
         except Exception as error:  # whatever a server sends must not take the other rows along
-            self._end(row, "error", f"{type(error).__name__}: {' '.join(str(error).split())}")
+            self._end(row, "error", fault_text(error))
 
     def _hand_out(self, row: RemoteRow, chunk: Chunk) -> bool:
         """Put a chunk's pieces on the ticket and return whether the row has ended."""
@@ -297,7 +314,9 @@ class RemoteEngine:
     ) -> None:
         """End a row that has not ended of itself; harmless on one that has."""
         if self._leave(row, reason):
-            text = row.text.finish() if row.text is not None else ""
+            text = ""
+            with contextlib.suppress(Exception):  # a fault in a row's text must not keep its end from the client
+                text = row.text.finish() if row.text is not None else ""
             row.ticket.put(Piece(row.index, (), text, (), reason, None, error, retry_after_sec))
 
     def _leave(self, row: RemoteRow, reason: FinishReason) -> bool:

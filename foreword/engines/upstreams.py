@@ -120,14 +120,25 @@ class Upstreams:
                 _refuse(answer)
             server.down_until_sec = 0.0
             server.answered += 1
-            async for line in answer.aiter_lines():
-                chunk = read_event(line, body.get("logprobs"))
-                if chunk is not None:
-                    yield chunk
+            async with contextlib.aclosing(_lines(answer)) as lines:
+                async for line in lines:
+                    chunk = read_event(line, body.get("logprobs"))
+                    if chunk is not None:
+                        yield chunk
 
 
 class _Busy(Exception):
     """A server answered, but takes no request now."""
+
+
+async def _lines(answer: httpx.Response) -> AsyncIterator[str]:
+    """Yield the lines of a stream. httpx's own also end at U+2028 and others, which may stand inside a JSON string."""
+    rest = b""
+    async for data in answer.aiter_bytes():
+        *whole, rest = (rest + data).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")
+    yield rest.decode(errors="replace")
 
 
 def _refuse(answer: httpx.Response) -> None:
