@@ -65,6 +65,36 @@ def test_decoding_and_labels_are_in_the_address_where_a_score_decides(ground, tm
     assert address(by_score) != before[0]
 
 
+@pytest.mark.parametrize("method", ["written", "autoprompt"])
+def test_labels_are_in_the_address_of_methods_that_learn_from_them(ground, tmp_path, method):
+    """Examples are drawn a label in turn, and label words are searched a label: other labels, another run."""
+    task = save_labels(tmp_path)
+    base = {"task": str(task), "method": method, "dev": {"every": 0}}
+    base |= {"prompt": {}, "batch": {}} if method == "autoprompt" else {"written": {"shots": 4}}
+    grid = make_grid(ground, axes={"only": {"it": {}}}, base=base)
+    before = address(grid)
+    change(task, metrics=["accuracy", "bleu"])
+    assert address(grid) == before
+    change(task, label_words={"up": "up", "down": "down", "flat": "flat"})
+    assert address(grid) != before
+    change(task, label_words={})
+    assert address(grid) != before
+
+
+@pytest.mark.parametrize(
+    ("method", "pinned"),
+    [("prompt", "fc0a225326f5157b80ad"), ("fine_tune", "a926aa12e5fe7a17e0c0"), ("lora", "cbc7b1370f0d9c4b360d")],
+)
+def test_addresses_of_other_methods_stay_as_they_are(ground, tmp_path, method, pinned):
+    """A store of finished runs is found again: these addresses were taken before labels were in any."""
+    task = save_labels(tmp_path)
+    base = {"task": str(task), "backbone": {"source": "some-organisation/small", "device": "cpu"}}
+    grid = make_grid(ground, axes={"only": {"it": {"method": method}}}, base=base)
+    assert address(grid) == pinned
+    change(task, label_words={"up": "up", "down": "down", "flat": "flat"})
+    assert address(grid) == pinned
+
+
 @pytest.mark.parametrize(
     ("base", "differs"),
     [

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from foreword.backbone import bundled_backbones
+from foreword.baselines.autoprompt.masked import is_masked
+from foreword.baselines.autoprompt.trigger import METHOD as AUTOPROMPT
 from foreword.config import to_dict
 from foreword.data.records import digest
 from foreword.experiments.grid.spec import Scoring, Target
@@ -20,6 +22,8 @@ from foreword.train.run_config import BackboneConfig, Recipe, RunConfig
 
 # What a run writes down, not what it learns.
 SILENT = ("run_dir", "track", "checkpoint", "log_every")
+# Methods that learn from what a task says its labels are: which examples are drawn, which label words are read.
+LABELLED = ("written", AUTOPROMPT)
 DIGITS = 20
 
 
@@ -62,6 +66,8 @@ class Contents:
         tree["data"]["max_source"], tree["data"]["max_target"] = limits  # the task's own where the run gives none
         if config.dev.every and config.dev.metric != "loss":  # generation then chooses the best step
             tree["dev"]["by"] = to_dict([task.metrics, to_dict(task.generation), task.labels])
+        if config.method in LABELLED and task.labels:
+            tree["labels"] = task.labels
         start = config.prompt.init.artifact if config.method == "prompt" else None
         if start and Path(start).is_dir():
             tree["prompt"]["init"]["artifact"] = _folder_digest(Path(start))
@@ -83,8 +89,27 @@ class Contents:
         own, named = config.data, self.backbone(config.backbone)
         named = _hash(named) if "@" in named else named  # hub ids of one family begin alike
         address = f"untouched-{named[:12]}-{own.format or 'default'}-{own.max_source or 'whole'}".replace("/", "-")
-        held = replace(config.backbone, source=None, device=None), untouched_words(config)
+        held: tuple[Any, ...] = replace(config.backbone, source=None, device=None), untouched_words(config)
+        if answers_in_template(config):
+            held += (self._template(config),)
         return address if held == (BackboneConfig(), None) else f"{address}-{_hash(to_dict(held))[:8]}"
+
+    def _template(self, config: RunConfig) -> list[Any]:
+        """Return what decides the outputs of a masked model without trigger words: its template and its label words."""
+        task, spec, data = get_task(config.task), config.autoprompt, config.data
+        found = [spec.template, spec.labels, task.labels, data.limits(task.max_source, None)[0]]
+        if spec.label_search is not None:  # the words are found on the training rows
+            found += [spec.label_search, spec.init, spec.skip_capitalised, spec.readable, config.seed, data.limit]
+            found.append(self.split(task, config.task, "train"))
+        return found
+
+
+def answers_in_template(config: RunConfig) -> bool:
+    """Return whether a run's backbone is a masked model, which answers nowhere but in a template, learned or not."""
+    held = config.backbone
+    if config.method != AUTOPROMPT or held.source is None:
+        return False
+    return is_masked(held.source, revision=held.revision, trust_remote_code=held.trust_remote_code)
 
 
 def untouched_words(config: RunConfig) -> str | None:

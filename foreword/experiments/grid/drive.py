@@ -5,7 +5,7 @@ load_grid → plan → search (dev only) → plan → run → page
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from foreword.errors import DataError
 from foreword.experiments.grid.address import Contents
@@ -14,8 +14,8 @@ from foreword.experiments.grid.live import Board
 from foreword.experiments.grid.pools import Event, check_places, in_process, in_workers, on_ray
 from foreword.experiments.grid.search import Trial, choose, plan_trials, read_trials, search
 from foreword.experiments.grid.spec import Grid, Point, points
-from foreword.experiments.grid.state import Row, first_state, headline
-from foreword.experiments.grid.work import Job, Piece
+from foreword.experiments.grid.state import Row, first_state, headline, lacks
+from foreword.experiments.grid.work import Job, Piece, failure_of, is_done
 
 
 @dataclass
@@ -57,7 +57,7 @@ def run_grid(
         grid: from `load_grid`.
         workers: local worker processes; 0 runs everything in this process.
         ray: address of a Ray cluster, `local` for one of this machine alone; None does without Ray.
-        retry: try again what failed earlier.
+        retry: try again what failed earlier, and the metrics that could not be computed.
         tell: is called with a line for each thing that happens; None shows a live table on a terminal.
         only_read: run nothing, take what is there.
 
@@ -72,7 +72,7 @@ def run_grid(
 
     def finish(rows: list[Row]) -> None:
         if not only_read:
-            _run(grid, rows, workers, ray, tell)
+            _run(grid, rows, workers, ray, tell, retry)
 
     tried: list[Row] = []
     trials: list[Trial] = []
@@ -139,16 +139,15 @@ def _row(grid: Grid, piece: Piece, point: Point | None, retry: bool) -> Row:
 
 
 def _run(
-    grid: Grid, rows: list[Row], workers: int, ray: str | None, tell: Callable[[str], None] | None
+    grid: Grid, rows: list[Row], workers: int, ray: str | None, tell: Callable[[str], None] | None, retry: bool
 ) -> None:
     """Run the waiting rows and keep every row's state true meanwhile."""
-    waiting: dict[tuple[str, ...], list[Row]] = {}
+    waiting: dict[str, list[Row]] = {}
     for row in rows:
         if row.state == "waiting":  # two points may be one run, as fine-tuning at several prompt lengths
-            waiting.setdefault((row.piece.address, *sorted(row.piece.targets)), []).append(row)
-    jobs = make_jobs(grid, [same[0].piece for same in waiting.values()])
-    keys = [{(piece.address, *sorted(piece.targets)) for piece in job.pieces} for job in jobs]
-    members = [[row for key, same in waiting.items() if key in wanted for row in same] for wanted in keys]
+            waiting.setdefault(row.piece.address, []).append(row)
+    jobs = make_jobs(grid, [row.piece for same in waiting.values() for row in same], retry)
+    members = [[row for piece in job.pieces for row in waiting[piece.address]] for job in jobs]
     with Board(grid, rows, tell) as board:
         for event in _events(jobs, workers, ray):
             if event.number >= 0:
@@ -173,16 +172,27 @@ def _note(grid: Grid, event: Event, rows: Sequence[Row], board: Board) -> None:
         elif event.kind == "lost":
             row.state, row.detail = "waiting", f"{event.detail}; again"
         elif event.kind == "ended":
-            outcome = ended[row.piece.address]
-            row.state = outcome.state
-            row.detail = outcome.reason or headline(grid.store, row.piece, grid.page.metric)
+            outcome, piece = ended[row.piece.address], row.piece
+            # What failed may be the scoring that another row of the same run asked for.
+            another = failure_of(grid.store, piece) is None and is_done(grid.store, piece)
+            if outcome.state == "done" or another:
+                told = headline(grid.store, piece, grid.page.metric), lacks(grid.store, piece)
+                row.state, row.detail = "done", "; ".join(filter(None, told))
+            else:
+                row.state, row.detail = outcome.state, outcome.reason
         board.say(row)
 
 
-def make_jobs(grid: Grid, pieces: Sequence[Piece]) -> list[Job]:
-    """Return the jobs of pieces: gangs of those that can train in one pass, the others alone."""
+def make_jobs(grid: Grid, pieces: Sequence[Piece], retry: bool = False) -> list[Job]:
+    """Return the jobs of pieces: gangs of those that can train in one pass, the others alone.
+
+    Args:
+        grid: whose pieces they are.
+        pieces: those of one address, which are one run, become one.
+        retry: compute again the metrics that were left out.
+    """
     groups: dict[str, list[Piece]] = {}
-    for number, piece in enumerate(pieces):
+    for number, piece in enumerate(_one_each(pieces)):
         config = piece.config
         alone = grid.gang < 2 or not piece.trains or config.method != "prompt"
         # A score that decides the best step is computed for one task; the dev loss is each member's own.
@@ -192,5 +202,17 @@ def make_jobs(grid: Grid, pieces: Sequence[Piece]) -> list[Job]:
     for group in groups.values():
         for start in range(0, len(group), max(1, grid.gang)):
             members = tuple(group[start : start + max(1, grid.gang)])
-            jobs.append(Job(members, grid.store, grid.scoring, grid.threads))
+            jobs.append(Job(members, grid.store, grid.scoring, grid.threads, retry))
     return jobs
+
+
+def _one_each(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return one piece an address, with the targets of all that have it, each on the task that it was planned for."""
+    found: dict[str, Piece] = {}
+    for piece in pieces:
+        first = found.setdefault(piece.address, piece)
+        new = {name: target for name, target in piece.targets.items() if name not in first.targets}
+        if new:
+            tasks = first.tasks | dict.fromkeys(new, piece.config.task)
+            found[piece.address] = replace(first, targets=first.targets | new, tasks=tasks)
+    return list(found.values())

@@ -16,7 +16,7 @@ from foreword.data.files import write_atomic
 from foreword.evaluate.across import mean_interval
 from foreword.evaluate.score_names import LOWER_IS_BETTER
 from foreword.evaluate.stats import Interval
-from foreword.experiments.grid.address import relabelling, untouched_words
+from foreword.experiments.grid.address import answers_in_template, relabelling, untouched_words
 from foreword.experiments.grid.spec import Grid, Target, cell_of
 from foreword.experiments.grid.state import Row, read_json, read_jsonl
 from foreword.experiments.grid.work import RUN, SCORES, TRAINED, folder_of
@@ -156,10 +156,12 @@ def _reads(config: RunConfig, target: Target, task: str) -> dict[str, str]:
     """Return what tells one untouched backbone's score from another's on the same target."""
     held, data = config.backbone, config.data
     renamed = "renamed" if relabelling(config.task, target) else "as they are"
+    spec = config.autoprompt if answers_in_template(config) else None
     known = {
         "on": task, "labels": renamed, "words": untouched_words(config), "format": data.format,
         "max_source": data.max_source, "from": held.source, "dtype": held.dtype, "quantization": held.quantization,
-        "revision": held.revision,
+        "revision": held.revision, "template": spec and (spec.template or "default"),
+        "label words": spec and (f"of seed {config.seed}" if spec.label_search else spec.labels),
     }
     return {name: "none" if value is None else str(value) for name, value in known.items()}
 
@@ -208,12 +210,14 @@ def cell_name(cell: Cell) -> str:
 
 
 def average(scores: Sequence[Score], metric: str) -> Interval | None:
-    """Return a score's mean over runs with the t interval over them; a single run has its bootstrap interval."""
-    known = [score for score in scores if metric in score.metrics]
-    if not known:
+    """Return a score's mean over runs with the t interval over them; a single run has its bootstrap interval.
+
+    None where a run lacks the score: the mean of the others would stand beside the number of all runs.
+    """
+    if not scores or any(metric not in score.metrics for score in scores):
         return None
-    found = mean_interval([score.metrics[metric] for score in known])
-    return known[0].intervals.get(metric, found) if len(known) == 1 else found
+    found = mean_interval([score.metrics[metric] for score in scores])
+    return scores[0].intervals.get(metric, found) if len(scores) == 1 else found
 
 
 def converged(training: Training, share: float = 0.99, loss: bool = True) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from foreword.experiments.grid.spec import Point
-from foreword.experiments.grid.work import RUN, SCORES, TRAINED, Piece, failure_of, folder_of, is_done
+from foreword.experiments.grid.work import RUN, SCORES, TRAINED, Piece, failure_of, folder_of, is_done, left_out
 from foreword.train.record import TIMES
 
 STATES = ("waiting", "running", "done", "found", "failed")
@@ -37,9 +37,13 @@ class Row:
 
 
 def first_state(store: str | Path, piece: Piece, retry: bool) -> tuple[str, str]:
-    """Return a piece's state before anything runs, with the reason if it failed earlier."""
+    """Return a piece's state before anything runs, with the reason if it failed earlier, or the metrics it lacks.
+
+    With `retry`, what failed waits, and so does what lacks a metric.
+    """
     if is_done(store, piece):
-        return "found", ""
+        lacking = lacks(store, piece)
+        return ("waiting" if retry and lacking else "found"), lacking
     failure = failure_of(store, piece)
     if failure is not None and not retry:
         return "failed", failure["reason"]
@@ -51,7 +55,7 @@ def progress_of(store: str | Path, piece: Piece) -> str:
     folder = folder_of(store, piece.address)
     if not piece.trains or (folder / TRAINED).is_file():
         scored = sum((folder / "scores" / address / SCORES).is_file() for address in piece.targets)
-        return f"scoring {scored + 1} of {len(piece.targets)}"
+        return f"scoring {min(scored + 1, len(piece.targets))} of {len(piece.targets)}"  # or a score a second time
     steps = [row["step"] for row in read_jsonl(folder / RUN / TIMES)]
     return f"step {max(steps):,}" if steps else "starting"
 
@@ -64,6 +68,13 @@ def headline(store: str | Path, piece: Piece, metric: str | None) -> str:
             name = metric if metric in found["metrics"] else next(iter(found["metrics"]))
             return f"{name} {found['metrics'][name]:.4f}"
     return ""
+
+
+def lacks(store: str | Path, piece: Piece) -> str:
+    """Return in words which metrics could not be computed where a piece was scored; nothing where all could."""
+    folder = folder_of(store, piece.address) / "scores"
+    names = [name for address in piece.targets for name in left_out(folder / address)]
+    return f"left out: {', '.join(dict.fromkeys(names))}" if names else ""
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

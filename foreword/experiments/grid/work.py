@@ -19,31 +19,36 @@ import platform
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from foreword.backbone import bundled_backbones
+from foreword.backbone import Backbone, bundled_backbones
+from foreword.baselines.autoprompt.masked import MaskedBackbone
+from foreword.baselines.autoprompt.trigger import METHOD as AUTOPROMPT
 from foreword.config import build, to_dict
 from foreword.data.files import write_atomic
 from foreword.errors import ForewordError
 from foreword.evaluate.dev import dev_evaluator
 from foreword.evaluate.job import evaluate
 from foreword.evaluate.runner import evaluate as score_outputs
-from foreword.evaluate.runner import write_scores
+from foreword.evaluate.runner import evaluate_outputs, prediction_rows, sample, write_scores
 from foreword.evaluate.subject import Subject
 from foreword.experiments.grid.address import scored_task, untouched_words
 from foreword.experiments.grid.spec import Scoring, Target
+from foreword.tasks import Task
 from foreword.train.gang import resume_gang, train_gang
 from foreword.train.job import load_frozen, resume, train
 from foreword.train.parallel import World
 from foreword.train.record import ARTIFACT, CHECKPOINTS, CONFIG
 from foreword.train.run import TrainResult
 from foreword.train.run_config import RunConfig
+from foreword.train.trigger_run import load_readable, prepare
 
 TRAINED, FAILURE, SCORES, RUN = "trained.json", "failure.json", "scores.json", "run"
+PREDICTIONS = "predictions.jsonl"
 
 
 @dataclass(frozen=True)
@@ -55,22 +60,28 @@ class Piece:
         config: of the run; of an untouched backbone, a run that names backbone and task.
         targets: from a score's address to its target.
         trains: False for an untouched backbone.
+        tasks: from a score's address to the task that a run which asks for it is of, where that is not the config's:
+            tasks with the same training and dev rows have the same runs.
     """
 
     address: str
     config: RunConfig
     targets: dict[str, Target]
     trains: bool = True
+    tasks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is handed: pieces that share a backbone, where they live, how they are scored, CPU threads."""
+    """What a worker is handed: pieces that share a backbone, where they live, how they are scored, CPU threads, and
+    whether metrics that were left out are computed again.
+    """
 
     pieces: tuple[Piece, ...]
     store: str
     scoring: Scoring
     threads: int = 1
+    retry: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,11 +118,22 @@ def is_done(store: str | Path, piece: Piece) -> bool:
 
 
 def unscored(store: str | Path, piece: Piece) -> list[str] | None:
-    """Return the addresses of the targets that a piece is not scored on; None where it is not trained yet."""
+    """Return the addresses of the targets that a piece is not scored on, or not by every metric; None where it is not
+    trained yet.
+    """
     folder = folder_of(store, piece.address)
     if piece.trains and not (folder / TRAINED).is_file():
         return None
-    return [address for address in piece.targets if not (folder / "scores" / address / SCORES).is_file()]
+    places = {address: folder / "scores" / address for address in piece.targets}
+    return [address for address, place in places.items() if not (place / SCORES).is_file() or left_out(place)]
+
+
+def left_out(place: Path) -> list[str]:
+    """Return the metrics that could not be computed where a target was scored, for want of Java or a library."""
+    try:
+        return list(json.loads((place / SCORES).read_text(encoding="utf-8")).get("skipped") or {})
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def failure_of(store: str | Path, piece: Piece) -> dict[str, Any] | None:
@@ -133,8 +155,8 @@ def work(job: Job) -> list[Outcome]:
     What is already there is not done again; what broke off goes on where it stood.
     """
     with _threads(job.threads), contextlib.ExitStack() as locks:
-        for piece in sorted(job.pieces, key=lambda piece: piece.address):
-            locks.enter_context(locked(folder_of(job.store, piece.address)))
+        for address in sorted({piece.address for piece in job.pieces}):  # a lock taken twice waits for itself
+            locks.enter_context(locked(folder_of(job.store, address)))
         started = time.monotonic()
         fresh = [piece for piece in job.pieces if piece.trains and not _trained(job, piece)]
         if len(fresh) > 1:
@@ -145,22 +167,34 @@ def work(job: Job) -> list[Outcome]:
 
 def _attempt(job: Job, piece: Piece, started: float) -> Outcome:
     folder = folder_of(job.store, piece.address)
-    at: list[str] | None = None  # the target that is being scored
+    reasons: dict[str, str] = {}  # of each target whose scoring failed; the other ones go on
+    failed: list[str] | None = None
+    trace = ""
     try:
         if piece.trains and not _trained(job, piece):
             _train_alone(job, piece)
-        for address, target in piece.targets.items():
-            if not (folder / "scores" / address / SCORES).is_file():
-                at = [address]
-                _score(job, piece, folder / "scores" / address, target)
     except Exception as error:  # whatever it is, the grid goes on and the reason is kept
-        seconds = time.monotonic() - started
-        reason = str(error) if isinstance(error, ForewordError) else f"{type(error).__name__}: {error}"
-        record_failure(folder, reason, traceback.format_exc(), at)
+        reasons, trace = {"": _reason(error)}, traceback.format_exc()
+    else:
+        for address in piece.targets:
+            try:
+                _score_missing(job, piece, address)
+            except Exception as error:
+                reasons[address] = _reason(error)
+                trace = trace or traceback.format_exc()
+        failed = list(reasons)
+    seconds = time.monotonic() - started
+    if reasons:
+        reason = "; ".join(dict.fromkeys(reasons.values()))
+        record_failure(folder, reason, trace, failed)
         return Outcome(piece.address, "failed", reason, seconds)
     if failure_of(job.store, piece) is not None:
         (folder / FAILURE).unlink(missing_ok=True)
-    return Outcome(piece.address, "done", "", time.monotonic() - started)
+    return Outcome(piece.address, "done", "", seconds)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, ForewordError) else f"{type(error).__name__}: {error}"
 
 
 def _trained(job: Job, piece: Piece) -> bool:
@@ -175,8 +209,8 @@ def _train_alone(job: Job, piece: Piece) -> None:
     config = _placed(job, piece)
     started = (Path(config.run_dir) / CONFIG).is_file()
     evaluator = dev_evaluator(config)
-    if started:
-        result = resume(config.run_dir, config, evaluator=evaluator, progress=False)
+    if started:  # its address says that it is this run; what the address leaves out stays as the run began with it
+        result = resume(config.run_dir, evaluator=evaluator, progress=False)
     else:
         result = train(config, evaluator=evaluator, progress=False)
     _write_trained(piece, folder_of(job.store, piece.address), result, 1)
@@ -200,14 +234,41 @@ def _train_together(job: Job, pieces: Sequence[Piece]) -> None:
             _write_trained(piece, folder_of(job.store, piece.address), result, len(members))
 
 
-def _score(job: Job, piece: Piece, folder: Path, target: Target) -> None:
+def _score_missing(job: Job, piece: Piece, address: str) -> None:
+    """Score a piece on a target unless that is done; with `retry`, compute also what was left out."""
+    folder, target = folder_of(job.store, piece.address) / "scores" / address, piece.targets[address]
+    task = scored_task(piece.tasks.get(address, piece.config.task), job.scoring, target)
+    known = (folder / SCORES).is_file()
+    if known and not (job.retry and left_out(folder)):
+        return
+    if not known or not _score_again(job, folder, target, task):
+        _score(job, piece, folder, target, task)
+
+
+def _score_again(job: Job, folder: Path, target: Target, task: Task) -> bool:
+    """Compute a score anew from the outputs that it was taken of, as only a library was missing; return whether all
+    outputs are still there.
+    """
+    records = sample(task.load(target.split), job.scoring.limit, job.scoring.seed)
+    kept = folder / PREDICTIONS
+    lines = kept.read_text(encoding="utf-8").split("\n") if kept.is_file() else []
+    rows = [json.loads(line) for line in lines if line]
+    if [row["source"] for row in rows] != [record.source for record in records]:
+        return False
+    outputs = [row["prediction"] for row in rows]
+    found = json.loads((folder / SCORES).read_text(encoding="utf-8"))
+    scores = evaluate_outputs(task, records, outputs, target.split, job.scoring.resamples, job.scoring.seed)
+    facts = {name: value for name, value in found.items() if not hasattr(scores, name)}
+    write_scores(folder, scores, prediction_rows(records, outputs), facts)
+    return True
+
+
+def _score(job: Job, piece: Piece, folder: Path, target: Target, task: Task) -> None:
     """Score a run, or an untouched backbone, on one target and write it down."""
     scoring, config = job.scoring, piece.config
-    task = scored_task(config.task, scoring, target)
+    backbone = _load_as_trained(config)
     if not piece.trains:
-        backbone = load_frozen(config, World())
-        limit, words = config.data.max_source or task.max_source, untouched_words(config)
-        plain = Subject("untouched", backbone, None, config.data.format, limit, words)
+        plain = _untouched(config, backbone, task)
 
         def generate(sources: list[str]) -> list[str]:
             return plain.outputs(sources, task.generation, scoring.batch_size)
@@ -216,11 +277,22 @@ def _score(job: Job, piece: Piece, folder: Path, target: Target) -> None:
         write_scores(folder, scores, rows, {"subject": plain.name})
         return
     found = evaluate(
-        _placed(job, piece).run_dir, task, backbone=load_frozen(config, World()), split=target.split,
-        limit=scoring.limit, untouched=False, batch_size=scoring.batch_size, resamples=scoring.resamples,
-        seed=scoring.seed,
+        _placed(job, piece).run_dir, task, backbone=backbone, split=target.split, limit=scoring.limit,
+        untouched=False, batch_size=scoring.batch_size, resamples=scoring.resamples, seed=scoring.seed,
     )
     found.write(folder)
+
+
+def _load_as_trained(config: RunConfig) -> Backbone:
+    return load_readable(config.backbone) if config.method == AUTOPROMPT else load_frozen(config, World())
+
+
+def _untouched(config: RunConfig, backbone: Backbone, task: Task) -> Subject:
+    """Return a backbone without anything learned; a masked one reads its template without trigger words."""
+    if isinstance(backbone, MaskedBackbone):
+        return Subject("untouched", backbone, trigger=dataclasses.replace(prepare(config, backbone).found, ids=()))
+    limit = config.data.max_source or task.max_source
+    return Subject("untouched", backbone, None, config.data.format, limit, untouched_words(config))
 
 
 def _write_trained(piece: Piece, folder: Path, result: TrainResult, together: int) -> None:
