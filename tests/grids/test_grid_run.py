@@ -55,7 +55,7 @@ def test_the_page_and_its_files(ran, tmp_path):
     text = path.read_text(encoding="utf-8")
     assert "A tiny &lt;grid&gt;" in text and "<script" not in text and "src=" not in text
     command = "<span>grid</span> <span>g.yaml</span>"
-    for piece in ("Data checks", "Comparisons", "Outputs side by side", command, "p, Holm", "untouched"):
+    for piece in ("Data checks", "Comparisons", "Outputs side by side", command, "Holm over records", "untouched"):
         assert piece in text, piece
     rows = (tmp_path / "page" / "results.csv").read_text().splitlines()
     assert rows[0] == "run,method,seed,backbone,task,target,score,value,low,high,n"
