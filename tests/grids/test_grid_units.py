@@ -10,7 +10,7 @@ from foreword.evaluate.across import mean_interval, mean_slope, paired_runs, slo
 from foreword.evaluate.stats import Difference
 from foreword.experiments.grid import compare as comparing
 from foreword.experiments.grid.compare import compare, gap_slopes
-from foreword.experiments.grid.results import Results, Score
+from foreword.experiments.grid.results import Results, Score, average
 from foreword.experiments.grid.spec import Grid, Page
 from foreword.experiments.grid.units import by_unit
 
@@ -45,6 +45,12 @@ def test_two_seeds_of_one_subset_are_one_unit(low_data):
     assert first.units == 5 and first.runs.value == wanted.value
     assert (first.runs.low, first.runs.high) == pytest.approx((wanted.low, wanted.high))
     assert first.runs.p_value == 2 / 2**5  # of ten runs it would be 2 / 2^10
+
+
+def test_a_table_s_interval_is_over_subsets(low_data):
+    cell = next(scores for cell, scores in low_data.cells("test").items() if dict(cell)["method"] == "prefix")
+    assert len(cell) == 10
+    assert average(cell, "score") == mean_interval([1.5, 2.5, 3.5, 4.5, 5.5])  # seeds 0 and 1 add half on average
 
 
 def test_the_slope_over_sizes_is_fitted_to_each_subset(low_data):

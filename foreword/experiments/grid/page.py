@@ -147,9 +147,9 @@ def _score_table(results: Results, target: str) -> page.Table:
         [*(axes or [""]), "runs", *names, *(["illegal outputs"] if has_illegal else []), "empty outputs"],
         rows,
         caption=(
-            f"Scores on {target} ({_records(cells.values())}): mean over runs with the 95 % t interval over them; "
-            "where there is one run, its bootstrap interval over records. Untouched: the backbone with the same input, "
-            "no prompt."
+            f"Scores on {target} ({_records(cells.values())}): mean over runs with the 95 % t interval over them (of "
+            "several subsets, over these); where there is one run, its bootstrap interval over records. Untouched: the "
+            "backbone with the same input, no prompt."
         ),
         best=best,
         digits=DIGITS,
@@ -172,8 +172,8 @@ def _row(labels: Sequence[str | None], scores: Sequence[Score], names: Sequence[
 
 def _mean(scores: Sequence[Score], name: str) -> page.Estimate | float | None:
     """Return a score's mean over runs as a cell; one run without a bootstrap interval is a bare number."""
-    known = [score for score in scores if name in score.metrics]
-    return estimate(average(known, name), 2 if known and name in known[0].intervals else len(known))
+    runs = 2 if scores and name in scores[0].intervals else len(scores)
+    return estimate(average(scores, name), runs)
 
 
 def _plots(results: Results) -> list[page.Block]:

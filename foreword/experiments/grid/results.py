@@ -19,6 +19,7 @@ from foreword.evaluate.stats import Interval
 from foreword.experiments.grid.address import answers_in_template, relabelling, untouched_words
 from foreword.experiments.grid.spec import Grid, Target, cell_of
 from foreword.experiments.grid.state import Row, read_json, read_jsonl
+from foreword.experiments.grid.units import by_unit
 from foreword.experiments.grid.work import RUN, SCORES, TRAINED, folder_of
 from foreword.train.record import METRICS, TIMES
 from foreword.train.run_config import RunConfig
@@ -210,13 +211,14 @@ def cell_name(cell: Cell) -> str:
 
 
 def average(scores: Sequence[Score], metric: str) -> Interval | None:
-    """Return a score's mean over runs with the t interval over them; a single run has its bootstrap interval.
+    """Return a score's mean over runs with the t interval over them, or over subsets where there are several.
 
-    None where a run lacks the score: the mean of the others would stand beside the number of all runs.
+    A single run has its bootstrap interval. None where a run lacks the score: the mean of the others would stand beside
+    the number of all runs.
     """
     if not scores or any(metric not in score.metrics for score in scores):
         return None
-    found = mean_interval([score.metrics[metric] for score in scores])
+    found = mean_interval(by_unit([(score.labels, score.metrics[metric]) for score in scores]))
     return scores[0].intervals.get(metric, found) if len(scores) == 1 else found
 
 
