@@ -11,10 +11,12 @@ from starlette.responses import FileResponse, Response
 
 from foreword.serve.batches import Batches
 from foreword.serve.faults import ApiError, shown
+from foreword.serve.files import Files
 from foreword.serve.openai_api import Who
 from foreword.serve.protocol import BatchRequest
 from foreword.serve.replies import BatchReply, Deleted, FileReply, faults
 from foreword.serve.service import Service
+from foreword.serve.tenants import Tenant
 
 FILE_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": {
     "type": "object", "required": ["file", "purpose"],
@@ -25,14 +27,14 @@ FILE_BODY = {"requestBody": {"required": True, "content": {"multipart/form-data"
 def batch_routes(service: Service, batches: Batches) -> APIRouter:
     """Return the routes of files and batches."""
     router = APIRouter()
-    _file_routes(router, batches)
+    _file_routes(router, service, batches.files)
 
-    @router.post("/v1/batches", responses=faults(404), response_model=BatchReply)
+    @router.post("/v1/batches", responses=faults(403, 404), response_model=BatchReply)
     async def create(tenant: Who, asked: BatchRequest) -> Any:
         """Answer every line of an uploaded file, behind the requests that somebody waits for."""
         if service.draining.is_set():
             raise ApiError(503, "the server is going away; try again", code="draining", headers={"Retry-After": "5"})
-        return batches.create(tenant, asked)
+        return await batches.create(tenant, asked)
 
     @router.get("/v1/batches", responses=faults(), response_model=dict[str, Any])
     def listing(tenant: Who) -> Any:
@@ -52,9 +54,7 @@ def batch_routes(service: Service, batches: Batches) -> APIRouter:
     return router
 
 
-def _file_routes(router: APIRouter, batches: Batches) -> None:
-    files = batches.files
-
+def _file_routes(router: APIRouter, service: Service, files: Files) -> None:
     @router.post("/v1/files", responses=faults(403), response_model=FileReply, openapi_extra=FILE_BODY)
     async def upload(request: HttpRequest, tenant: Who) -> Any:
         """Upload a batch's input: JSON lines."""
@@ -67,10 +67,7 @@ def _file_routes(router: APIRouter, batches: Batches) -> None:
                 missing = "file" if not isinstance(file, UploadFile) else "purpose"
                 text = f"field {missing!r} is missing; it is required"
                 raise ApiError(400, text, param=missing, code="missing_field")
-            file_id, path = files.make(tenant, file.filename or "", purpose)
-            with path.open("wb") as out:
-                await asyncio.to_thread(shutil.copyfileobj, file.file, out)
-        return files.info(tenant, file_id)
+            return await asyncio.to_thread(_keep, service, files, tenant, file, purpose)
 
     @router.get("/v1/files", responses=faults(), response_model=dict[str, Any])
     def listing(tenant: Who) -> Any:
@@ -93,3 +90,12 @@ def _file_routes(router: APIRouter, batches: Batches) -> None:
         """Delete a file."""
         files.remove(tenant, file_id)
         return {"id": file_id, "object": "file", "deleted": True}
+
+
+def _keep(service: Service, files: Files, tenant: Tenant, file: UploadFile, purpose: str) -> dict[str, Any]:
+    """Put an upload among a tenant's files, if its quota has place for it, and return what is told of it."""
+    with service.storing(tenant, file.size or 0):
+        file_id, path = files.make(tenant, file.filename or "", purpose)
+        with path.open("wb") as out:
+            shutil.copyfileobj(file.file, out)
+    return files.info(tenant, file_id)

@@ -8,6 +8,7 @@ batch, and another goes on with it when that one ends.
 import asyncio
 import contextlib
 import json
+import os
 import re
 import time
 import uuid
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from foreword.serve.answers import Wording
 from foreword.serve.ask import Asked, requests_of
@@ -32,6 +34,7 @@ from foreword.serve.tenants import Tenant
 FOLDER = ".batches"
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}")
 MOST_LINES = 50_000
+LONGEST_LINE = 4 << 20  # bytes; a line is read while everybody else waits
 AT_ONCE = 16  # lines of one batch under way; the queue's fairness does the rest
 LOOK_SEC = 1.0
 """Between two looks for a wish of another server's to cancel a batch of ours."""
@@ -76,30 +79,35 @@ class Batches:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def create(self, tenant: Tenant, asked: BatchRequest) -> State:
+    async def create(self, tenant: Tenant, asked: BatchRequest) -> State:
         """Begin a batch and return its state.
 
         Raises:
-            ApiError: 404, no such file.
+            ApiError: 404 no such file, 403 the tenant's place on the disk is used up.
         """
+        state = await asyncio.to_thread(self._begin, tenant, asked)  # the file may be large
+        if state["status"] == "in_progress":
+            self._go(tenant, self._path(tenant, state["id"]))
+        return told(state)
+
+    def _begin(self, tenant: Tenant, asked: BatchRequest) -> State:
+        """Check a batch's file and write its first state."""
         source = self.files.path(tenant, asked.input_file_id)
-        faults = check_lines(source, asked.endpoint)
+        faults, count = check_lines(source, asked.endpoint, self._service.wall.body_bytes)
         state: State = {
             "id": f"batch_{uuid.uuid4().hex}", "object": "batch", "endpoint": asked.endpoint,
             "input_file_id": asked.input_file_id, "completion_window": asked.completion_window,
             "status": "failed" if faults else "in_progress", "output_file_id": None, "error_file_id": None,
             "created_at": int(time.time()), "completed_at": None, "metadata": asked.metadata,
-            "request_counts": {"total": 0, "completed": 0, "failed": 0},
+            "request_counts": {"total": 0 if faults else count, "completed": 0, "failed": 0},
             "errors": {"object": "list", "data": faults} if faults else None, "key_id": tenant.key_id,
         }
         if not faults:
-            state["request_counts"]["total"] = sum(1 for _ in lines(source))
-            state["output_file_id"], _ = self.files.make(tenant, "output.jsonl", "batch_output")
-            state["error_file_id"], _ = self.files.make(tenant, "errors.jsonl", "batch_output")
+            with self._service.storing(tenant, 1):  # how long the answers will be nobody knows
+                state["output_file_id"], _ = self.files.make(tenant, "output.jsonl", "batch_output")
+                state["error_file_id"], _ = self.files.make(tenant, "errors.jsonl", "batch_output")
         self._save(tenant, state)
-        if not faults:
-            self._go(tenant, self._path(tenant, state["id"]))
-        return told(state)
+        return state
 
     def state(self, tenant: Tenant, batch_id: str) -> State:
         """Return what is told of a tenant's batch.
@@ -184,6 +192,9 @@ class Batches:
             held.release()
             if self._tasks.get(path.stem) is task:
                 del self._tasks[path.stem]
+            error = None if task.cancelled() else task.exception()
+            if error is not None:  # a full disk, say: the next look for batches goes on with it
+                self._service.log.error("batch interrupted", exc_info=error, extra={"batch": path.stem})
 
         task.add_done_callback(end)
 
@@ -199,22 +210,35 @@ class Batches:
 
     async def _work(self, tenant: Tenant, state: State) -> None:
         """Answer every line that has no answer yet, some at a time, and note each answer at once."""
+        path = self._path(tenant, state["id"])
         try:
-            good, bad = (self.files.path(tenant, state[key]) for key in ("output_file_id", "error_file_id"))
-            done = _answered(good) | _answered(bad)
-            state["request_counts"] |= {"completed": len(_answered(good)), "failed": len(_answered(bad))}
+            keys = ("input_file_id", "output_file_id", "error_file_id")
+            source, good, bad = (self._file(tenant, state, key) for key in keys)
+            made, failed = [await asyncio.to_thread(_answered, file) for file in (good, bad)]
+            state["request_counts"] |= {"completed": len(made), "failed": len(failed)}
             places = asyncio.Semaphore(AT_ONCE)
             async with asyncio.TaskGroup() as group:
-                for line in lines(self.files.path(tenant, state["input_file_id"])):
-                    if line["custom_id"] not in done:
-                        await places.acquire()
-                        task = group.create_task(self._line(tenant, state, line, good, bad))
-                        task.add_done_callback(lambda _: places.release())
+                for line in lines(source):
+                    if line["custom_id"] in made or line["custom_id"] in failed:
+                        await asyncio.sleep(0)  # there may be thousands of them
+                        continue
+                    await places.acquire()
+                    task = group.create_task(self._line(tenant, state, line, good, bad))
+                    task.add_done_callback(lambda _: places.release())
             state |= {"status": "completed", "completed_at": int(time.time())}
             self._save(tenant, state)
-            self._path(tenant, state["id"]).with_suffix(".cancel").unlink(missing_ok=True)  # a wish that came too late
-        except ApiError as error:  # a file was deleted meanwhile
-            self._fail(self._path(tenant, state["id"]), state, str(error))
+            path.with_suffix(".cancel").unlink(missing_ok=True)  # a wish that came too late
+        except* ApiError as faults:
+            self._fail(path, state, str(faults.exceptions[0]))
+        except* FileNotFoundError:
+            self._fail(path, state, "one of its files was deleted while it ran; make a new batch")
+
+    def _file(self, tenant: Tenant, state: State, key: str) -> Path:
+        try:
+            return self.files.path(tenant, state[key])
+        except ApiError:
+            raise ApiError(404, f"{key} = {shown(state[key])} was deleted before the batch was done; make a new batch",
+                           param=key, code="file_not_found") from None
 
     async def _line(self, tenant: Tenant, state: State, line: dict[str, Any], good: Path, bad: Path) -> None:
         status, body = await self._answer(tenant, line)
@@ -222,8 +246,8 @@ class Batches:
             "id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line["custom_id"],
             "response": {"status_code": status, "request_id": f"req-{uuid.uuid4().hex}", "body": body}, "error": None,
         }
-        with (good if status == 200 else bad).open("a", encoding="utf-8") as out:
-            out.write(json.dumps(made, ensure_ascii=False) + "\n")
+        with open(good if status == 200 else bad, "ab", opener=_existing) as out:
+            out.write(json.dumps(made, ensure_ascii=False).encode() + b"\n")
         state["request_counts"]["completed" if status == 200 else "failed"] += 1
         self._save(tenant, state)
 
@@ -290,30 +314,42 @@ def parse(line: dict[str, Any]) -> Asked:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield a checked file's lines."""
-    with path.open(encoding="utf-8") as file:
-        yield from (json.loads(text) for text in file if text.strip())
+    """Yield a checked file's lines, cut and read as `check_lines` does it."""
+    with path.open("rb") as file:
+        yield from (from_json(text) for text in file if text.strip())
 
 
-def check_lines(path: Path, endpoint: str) -> list[dict[str, Any]]:
-    """Return what is wrong with a batch's file, at most ten faults; their messages name line, field and fix."""
+def check_lines(path: Path, endpoint: str, longest: int = LONGEST_LINE) -> tuple[list[dict[str, Any]], int]:
+    """Return what is wrong with a batch's file, and how many requests it holds.
+
+    There are at most ten faults, whose messages name line, field and fix. No more than `MOST_LINES` lines are read.
+
+    Args:
+        path: of the file.
+        endpoint: that each line must be for.
+        longest: most bytes of a line.
+    """
     found: list[dict[str, Any]] = []
     seen: set[str] = set()
-    number = 0
+    many = False
     with path.open("rb") as file:
         for number, text in enumerate(file, 1):
-            why = _line_fault(text, endpoint, seen) if text.strip() else None
+            many = number > MOST_LINES
+            if many or len(found) >= 10:
+                break
+            why = _line_fault(text, endpoint, seen, longest) if text.strip() else None
             if why:
                 found.append({"code": "invalid_line", "message": why, "param": None, "line": number})
-            if len(found) >= 10:
-                break
-    if number > MOST_LINES or (not seen and not found):
-        why = f"the file has {number:,} lines; it must have 1 to {MOST_LINES:,}"
+    if many or (not seen and not found):
+        held = f"over {MOST_LINES:,} lines" if many else "no requests"
+        why = f"the file has {held}; it must have 1 to {MOST_LINES:,}"
         found.append({"code": "invalid_file", "message": why, "param": None, "line": None})
-    return found
+    return found, len(seen)
 
 
-def _line_fault(text: bytes, endpoint: str, seen: set[str]) -> str | None:
+def _line_fault(text: bytes, endpoint: str, seen: set[str], longest: int) -> str | None:
+    if len(text) > longest:
+        return f"the line has {len(text):,} bytes, at most {longest:,} are taken; shorten it"
     try:
         line = BatchLine.model_validate_json(text)
     except ValidationError as error:
@@ -324,6 +360,11 @@ def _line_fault(text: bytes, endpoint: str, seen: set[str]) -> str | None:
         return f"custom_id = {shown(line.custom_id)} is used twice; give each line its own"
     seen.add(line.custom_id)
     return None
+
+
+def _existing(path: str, flags: int) -> int:
+    """Open a file, but make none: one that was deleted must not come back without what belongs to it."""
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 def _answered(path: Path) -> set[str]:
@@ -342,5 +383,3 @@ def _answered(path: Path) -> set[str]:
 def told(state: State) -> State:
     """Return a state without what is the server's own."""
     return {key: value for key, value in state.items() if key != "key_id"}
-
-

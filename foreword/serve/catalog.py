@@ -21,9 +21,11 @@ from foreword.artifact.directory import MANIFEST, PEFT_CONFIG, WEIGHTS
 from foreword.artifact.format import read_json
 from foreword.errors import ArtifactError
 from foreword.serve.faults import ApiError, bad_field, shown, unknown_model
-from foreword.serve.tenants import LOCAL, Tenant
+from foreword.serve.tenants import KEYS_FILE, LOCAL, Tenant
 
 TENANTS, CURRENT = "tenants", "current"
+RESERVED = (TENANTS, KEYS_FILE)
+"""What the store itself keeps beside the forewords, besides hidden names, which no foreword can have."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VERSION = re.compile(r"[0-9a-f]{12}")
 
@@ -163,6 +165,10 @@ class Catalog:
                     found[f"{owner}/{name}"] = place[1]
         return found
 
+    def current(self, owner: str, name: str) -> Entry | None:
+        """Return the version of an owner's foreword that counts now; None if it is not there, or not whole."""
+        return self._look(owner, name, "")
+
     def unchanged(self, entry: Entry) -> bool:
         """Return whether the files of an entry are still those that it was made from."""
         return _stamp(entry.path) == entry.stamp
@@ -221,7 +227,7 @@ def check_name(name: str, backbone_name: str) -> None:
     if not NAME.fullmatch(name):
         raise bad_field("name", f"name = {shown(name)} must be 1 to 64 of A-Z, a-z, 0-9, '.', '_' and '-', and begin "
                                 "with a letter or digit")
-    if name in (TENANTS, backbone_name):
+    if name == backbone_name or name.lower() in RESERVED:  # some file systems take `Keys.json` for the same file
         raise ApiError(409, f"name = {shown(name)} is taken by the server; choose another", param="name", code="taken")
 
 

@@ -1,5 +1,6 @@
 """Files on the wire: what batches read and write, each tenant's apart, on the disk of the store."""
 
+import contextlib
 import json
 import re
 import time
@@ -40,18 +41,16 @@ class Files:
     def make(self, tenant: Tenant, filename: str, purpose: str) -> tuple[str, Path]:
         """Return the id and the path of a new file, empty as yet; `filename` is only shown, never a path.
 
+        The tenant's place on the disk is `Service.storing`'s business.
+
         Raises:
-            ApiError: 400 the purpose is unknown, 403 the tenant's place is used up.
+            ApiError: 400, the purpose is unknown.
         """
         if purpose not in PURPOSES:
             raise ApiError(400, f"purpose = {shown(purpose)} is unknown{nearest(purpose, PURPOSES)}", param="purpose",
                            code="invalid_value")
         folder = self._folder(tenant)
         folder.mkdir(parents=True, exist_ok=True)
-        limit = tenant.quota.store_bytes
-        if limit is not None and tree_bytes(folder) >= limit:
-            raise ApiError(403, f"your files fill the {limit:,} bytes that your key allows; delete some first",
-                           code="quota_exceeded")
         file_id = f"file-{uuid.uuid4().hex}"
         meta = {"filename": filename[:256], "purpose": purpose, "created_at": int(time.time())}
         (folder / f"{file_id}.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -67,8 +66,7 @@ class Files:
         """
         path = self._folder(tenant) / f"{file_id}.jsonl"
         if not FILE_ID.fullmatch(file_id) or not path.is_file():
-            raise ApiError(404, f"file {shown(file_id)} does not exist, or your key may not use it; GET /v1/files "
-                                "lists what it may use", param="file_id", code="file_not_found")
+            raise _unknown(file_id)
         return path
 
     def info(self, tenant: Tenant, file_id: str) -> dict[str, Any]:
@@ -78,14 +76,22 @@ class Files:
             ApiError: 404.
         """
         path = self.path(tenant, file_id)
-        meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        return asdict(FileInfo(file_id, path.stat().st_size, **meta))
+        try:
+            meta = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+            return asdict(FileInfo(file_id, path.stat().st_size, **meta))
+        except FileNotFoundError:  # removed between two looks, or half of it by a crash
+            raise _unknown(file_id) from None
 
     def all(self, tenant: Tenant) -> Iterator[dict[str, Any]]:
-        """Yield what is told of each file of a tenant."""
+        """Yield what is told of each file of a tenant; what is not whole is left out."""
         folder = self._folder(tenant)
         for path in sorted(folder.glob("file-*.jsonl")) if folder.is_dir() else ():
-            yield self.info(tenant, path.stem)
+            with contextlib.suppress(ApiError):
+                yield self.info(tenant, path.stem)
+
+    def used_bytes(self, tenant: Tenant) -> int:
+        """Return how much a tenant's files take on the disk."""
+        return tree_bytes(self._folder(tenant))
 
     def remove(self, tenant: Tenant, file_id: str) -> None:
         """Remove a tenant's file.
@@ -99,3 +105,8 @@ class Files:
 
     def _folder(self, tenant: Tenant) -> Path:
         return self._root / tenant.name
+
+
+def _unknown(file_id: str) -> ApiError:
+    return ApiError(404, f"file {shown(file_id)} does not exist, or your key may not use it; GET /v1/files lists what "
+                         "it may use", param="file_id", code="file_not_found")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from foreword.serve.faults import too_busy
+from foreword.serve.faults import bad_field, too_busy
 from foreword.serve.tenants import Tenant
 
 
@@ -62,28 +62,47 @@ class Limits:
     def admit(self, tenant: Tenant, rows: int, tokens: int) -> Admission:
         """Let a request in, with its rows and the most tokens it can use taken from the quota.
 
+        One that may use more tokens than a minute brings is let in when the whole minute's allowance is there.
+
         Raises:
-            ApiError: 429 with Retry-After; nothing was taken then.
+            ApiError: 429 with Retry-After, 400 it asks for more rows than the quota ever allows; nothing was taken
+                then.
         """
         quota = tenant.quota
+        if quota.rows is not None and rows > quota.rows:
+            raise bad_field("n", f"n asks for {rows} answers in one request (over all its prompts), your key allows "
+                                 f"{quota.rows} at one time; ask for fewer")
         with self._lock:
             use = self._use(tenant)
             if quota.rows is not None and use.rows + rows > quota.rows:
                 raise too_busy(f"rows = {use.rows + rows} at one time, your key allows {quota.rows}; wait for answers, "
                                "or ask for fewer at once", 1.0)
-            for bucket, amount, what in ((use.requests, 1, "requests"), (use.tokens, tokens, "tokens")):
+            less = f"; this request may use {tokens:,}, fewer with a smaller max_tokens"
+            for bucket, amount, what, hint in (
+                (use.requests, 1, "requests", ""), (use.tokens, tokens, "tokens", less),
+            ):
                 wait = bucket.wait_sec(amount) if bucket else 0.0
                 if bucket and wait > 0:
                     allowed = f"{what} a minute: your key allows {bucket.per_min:g}"
-                    raise too_busy(f"{allowed}; come back in {wait:.0f} s", wait)
+                    raise too_busy(f"{allowed}; come back in {wait:.0f} s{hint}", wait)
             for bucket, amount in ((use.requests, 1), (use.tokens, tokens)):
                 if bucket:
                     bucket.level -= amount
             use.rows += rows
         return Admission(self, tenant, rows, tokens)
 
+    def reserve(self, admission: Admission, tokens: int) -> None:
+        """Hold so many tokens for a request that was let in on a guess, now that its texts are counted."""
+        with self._lock:
+            if admission.closed:
+                return
+            use = self._use(admission.tenant)
+            if use.tokens:
+                use.tokens.level -= tokens - admission.reserved_tokens
+            admission.reserved_tokens = tokens
+
     def release(self, admission: Admission) -> None:
-        """Take an admission's rows off, and give its unused tokens back."""
+        """Take an admission's rows off, and settle its tokens: what was not used comes back, what was over is owed."""
         with self._lock:
             if admission.closed:
                 return
@@ -91,7 +110,7 @@ class Limits:
             use = self._use(admission.tenant)
             use.rows -= admission.rows
             if use.tokens:
-                use.tokens.level += max(0, admission.reserved_tokens - admission.used_tokens)
+                use.tokens.level += admission.reserved_tokens - admission.used_tokens
 
     def rows_of(self, tenant: Tenant) -> int:
         """Return how many rows of a tenant are in the making or waiting."""

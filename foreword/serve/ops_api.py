@@ -1,10 +1,13 @@
 """`/health`, `/ready`, `/metrics`, `/v1/status`: what an orchestrator, Prometheus and the playground look at."""
 
+import contextlib
+from collections import Counter
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from foreword.errors import ForewordError
 from foreword.serve.faults import ApiError
 from foreword.serve.openai_api import Who
 from foreword.serve.replies import faults
@@ -49,17 +52,19 @@ def ops_routes(service: Service) -> APIRouter:
 
 
 def snapshot(service: Service, tenant: Tenant) -> dict[str, Any]:
-    """Return what `/v1/status` tells. A tenant's own rows and forewords have names, the rest is not told at all."""
+    """Return what `/v1/status` tells. A tenant's own rows and forewords have names, the rest is not told at all.
+
+    Rows are the tenant's own also where many use the same foreword, or none.
+    """
     engine, pool, known = service.engine.stats(), service.pool.stats(), service.known()
-    rows = {}
-    for name, count in (engine.rows_by_foreword or {}).items():
-        entry = known.get(name)
-        label = service.name if name == "" else _label(tenant, entry)
-        if label is not None and (tenant.operator or name):
-            rows[label] = rows.get(label, 0) + count
+    rows: Counter[str] = Counter()
+    for name, count in ((engine.rows_by_foreword or {}) if tenant.operator else service.own_rows(tenant)).items():
+        label = service.name if name == "" else _label(tenant, known.get(name))
+        if label is not None:
+            rows[label] += count
     made: dict[str, Any] = {
         "model": service.name, "state": "draining" if service.draining.is_set() else engine.state,
-        "rows_by_foreword": rows, "waiting_or_running": service.limits.rows_of(tenant),
+        "rows_by_foreword": dict(rows), "waiting_or_running": service.limits.rows_of(tenant),
         "pool": {"resident": _resident(service, tenant)}, "slots": service.slots,
     }
     if tenant.operator:
@@ -81,11 +86,15 @@ def _label(tenant: Tenant, entry: Any) -> str | None:
 
 
 def _resident(service: Service, tenant: Tenant) -> list[dict[str, Any]]:
-    found = []
+    found, own = [], service.own_rows(tenant)
     latest = list(service.known().values())[-SHOWN:]  # the store may hold thousands, and this is asked often
     for entry in latest:
         label = _label(tenant, entry)
-        info = service.info(entry) if label is not None else None
-        if info is not None and info.state == "resident":
-            found.append({"name": label, "bytes": info.num_bytes, "pinned": info.pinned, "rows": info.rows})
+        if label is None:
+            continue
+        with contextlib.suppress(ForewordError):  # it left the pool, or cannot be read
+            info = service.pool.info(entry.id)
+            if info.state == "resident":
+                rows = info.rows if tenant.operator else own[entry.id]
+                found.append({"name": label, "bytes": info.num_bytes, "pinned": info.pinned, "rows": rows})
     return sorted(found, key=lambda row: (-row["rows"], row["name"]))

@@ -5,6 +5,7 @@ refused with any other: a client that leaves them at their default works unchang
 """
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -15,6 +16,7 @@ LONGEST_STOP = 512  # characters
 MOST_PROMPTS = 1024
 MOST_LOGPROBS = 20
 LARGEST_SEED = (1 << 63) - 1
+HALF_PAIR = re.compile("[\ud800-\udfff]")
 LARGEST_COUNT = 1 << 20  # of tokens in one request, before the model's own limit
 
 
@@ -31,6 +33,16 @@ Unit = Annotated[Real, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Penalty = Annotated[Real, Field(ge=-2.0, le=2.0, allow_inf_nan=False)]
 
 
+def _nothing(value: Any) -> None:
+    if value is not None:
+        raise ValueError("is not supported; leave it out, or send null")
+
+
+Nothing = Annotated[None, BeforeValidator(_nothing)]
+NoItems = Annotated[list[Any], Field(max_length=0)]
+SMALLEST_NUCLEUS = 2.0**-126  # the least normal number of float32: only the likeliest token is in it
+
+
 class Wire(BaseModel):
     """A body on the wire: no unknown fields, no silent conversion of types."""
 
@@ -40,9 +52,15 @@ class Wire(BaseModel):
     @classmethod
     def _whole_characters(cls, value: Any) -> Any:
         """JSON can escape half a surrogate pair, which is no character and no tokenizer takes it."""
-        for text in value if isinstance(value, list) else (value,):
-            if isinstance(text, str) and any("\ud800" <= letter <= "\udfff" for letter in text):
+        left = [value]
+        while left:
+            item = left.pop()
+            if isinstance(item, str) and not item.isascii() and HALF_PAIR.search(item):
                 raise ValueError("holds half a surrogate pair; send whole characters")
+            if isinstance(item, dict):
+                left += [*item.keys(), *item.values()]
+            elif isinstance(item, list):
+                left += item
         return value
 
 
@@ -83,6 +101,12 @@ class Sampling(Wire):
     ignore_eos: bool | None = None
     deadline_sec: Annotated[Real, Field(gt=0.0, le=86400.0, allow_inf_nan=False)] | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
+
+    @field_validator("top_p")
+    @classmethod
+    def _nucleus(cls, value: float | None) -> float | None:
+        """OpenAI's 0 is a nucleus of one token; the engine's own must be above 0."""
+        return SMALLEST_NUCLEUS if value == 0 else value
 
     @field_validator("stop")
     @classmethod
@@ -175,11 +199,16 @@ class TextPart(Wire):
 
 
 class Message(Wire):
-    """One turn of a chat."""
+    """One turn of a chat. The answer's own message may come back as it is, with all the fields that clients add."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart]
     name: Annotated[str, Field(max_length=256)] | None = None
+    refusal: Nothing = None
+    tool_calls: NoItems | None = None
+    function_call: Nothing = None
+    audio: Nothing = None
+    annotations: NoItems | None = None
 
     @property
     def text(self) -> str:
@@ -202,9 +231,12 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    tools: NoItems | None = None
     tool_choice: Literal["none", "auto"] | None = None
     parallel_tool_calls: bool | None = None
+    functions: NoItems | None = None
+    function_call: Literal["none", "auto"] | None = None
+    reasoning_effort: Nothing = None
     metadata: dict[str, str] | None = None
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None

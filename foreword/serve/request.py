@@ -215,6 +215,11 @@ class Ticket:
         return self._open == 0
 
     @property
+    def open_rows(self) -> int:
+        """How many of the n answers have not ended."""
+        return self._open
+
+    @property
     def usage(self) -> TokenUse:
         """Token counts so far."""
         return TokenUse(self.prompt_tokens, self._made, self.virtual_tokens)

@@ -46,12 +46,12 @@ def store_routes(service: Service) -> APIRouter:
     def listing(tenant: Who, limit: Annotated[int, Query(ge=1, le=1000)] = PAGE, after: str | None = None) -> Any:
         """List forewords by name, a page at a time."""
         page, more = service.catalog.page(tenant, after, limit)
-        return {"object": "list", "data": [describe(service, entry) for entry in page], "has_more": more}
+        return {"object": "list", "data": [describe(service, tenant, entry) for entry in page], "has_more": more}
 
     @router.get("/v1/forewords/{name}", responses=faults(404), response_model=ForewordReply)
     def one(tenant: Who, name: str) -> Any:
         """Tell of one foreword."""
-        return describe(service, service.catalog.resolve(tenant, name))
+        return describe(service, tenant, service.catalog.resolve(tenant, name))
 
     @router.post("/v1/forewords", status_code=201, responses=faults(403, 404, 409, 422), openapi_extra=UPLOAD_BODY,
                  response_model=ForewordReply)
@@ -142,11 +142,12 @@ async def _from_hub(service: Service, request: HttpRequest, work: Path) -> str:
 def _take_in(service: Service, tenant: Tenant, name: str, work: Path) -> dict[str, Any]:
     """Check what arrived, make it the foreword's current version, and return its description."""
     version = check_files(service, work)
-    _check_quota(service, tenant, name, work)
-    entry = service.catalog.install(tenant, name, _renamed(work), version)
+    with service.storing(tenant, tree_bytes(work)):
+        _check_count(service, tenant, name)
+        entry = service.catalog.install(tenant, name, _renamed(work), version)
     service.know(entry)
     service.log.info("foreword stored", extra={"tenant": tenant.name, "foreword": name, "version": version})
-    return describe(service, entry)
+    return describe(service, tenant, entry)
 
 
 def _renamed(work: Path) -> Path:
@@ -175,26 +176,27 @@ def check_files(service: Service, work: Path) -> str:
         raise ApiError(422, text, param="files", code="invalid_foreword") from None
 
 
-def _check_quota(service: Service, tenant: Tenant, name: str, work: Path) -> None:
-    quota, own = tenant.quota, service.catalog.own(tenant, name)
-    if quota.forewords is None and quota.store_bytes is None:
+def _check_count(service: Service, tenant: Tenant, name: str) -> None:
+    most = tenant.quota.forewords
+    if most is None:
         return
-    count, used = service.catalog.used(tenant)
-    if quota.forewords is not None and count + (not own.exists()) > quota.forewords:
-        raise ApiError(403, f"{count} forewords are stored, your key allows {quota.forewords}; delete one first",
+    count, own = service.catalog.used(tenant)[0], service.catalog.own(tenant, name)
+    if count + (not own.exists()) > most:
+        raise ApiError(403, f"{count} forewords are stored, your key allows {most}; delete one first",
                        code="quota_exceeded")
-    if quota.store_bytes is not None and used + tree_bytes(work) > quota.store_bytes:
-        raise ApiError(403, f"{used + tree_bytes(work):,} bytes with this one, your key allows {quota.store_bytes:,}; "
-                            "delete a foreword first", code="quota_exceeded")
 
 
-def describe(service: Service, entry: Entry) -> dict[str, Any]:
-    """Return a foreword as the wire tells of it. One that cannot be read has state `failed`."""
+def describe(service: Service, tenant: Tenant, entry: Entry) -> dict[str, Any]:
+    """Return a foreword as the wire tells of it, with all its rows for an operator and the tenant's own for others.
+
+    One that cannot be read has state `failed`.
+    """
     info = service.info(entry)
     facts: dict[str, Any] = {"kind": None, "length": None, "num_bytes": None, "text_format": None, "state": "failed",
                              "pinned": False, "rows": 0}
     if info is not None:
         facts = {key: getattr(info, key) for key in facts}
+        facts["rows"] = info.rows if tenant.operator else service.own_rows(tenant)[entry.id]
     owner = "operator" if entry.owner == LOCAL else "you"
     return {"id": entry.name, "object": "foreword", "version": entry.version, "owned_by": owner,
             "created": entry.created, **facts}

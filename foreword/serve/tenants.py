@@ -92,11 +92,16 @@ class Tenant:
 
 
 class Keyring:
-    """The keys of a store, in `keys.json`, readable by its owner alone."""
+    """The keys of a store, in `keys.json`, readable by its owner alone.
+
+    A store that never had the file is open: everybody is the operator. Once this process has seen the file, its loss
+    lets nobody in rather than everybody.
+    """
 
     def __init__(self, store: Path) -> None:
         self._path = store / KEYS_FILE
         self._stamp: tuple[int, int, int] | None = None
+        self._seen = False
         self._keys: dict[str, Key] = {}
         self._lock = threading.Lock()
 
@@ -104,10 +109,15 @@ class Keyring:
         """Return the keys by id, read anew if the file has changed.
 
         Raises:
-            ConfigError: the file is damaged; a server then goes on with the keys it knew.
+            ConfigError: the file is damaged or cannot be read; a server then goes on with the keys it knew.
         """
         with self._lock:
-            stamp = _stamp(self._path)
+            try:
+                stamp = _stamp(self._path)
+            except OSError as error:
+                self._seen = True  # there may be keys behind it
+                raise ConfigError(f"{self._path} cannot be read ({error.strerror}); mend its rights") from None
+            self._seen = self._seen or stamp is not None
             if stamp != self._stamp:
                 self._keys = _read(self._path) if stamp else {}
                 self._stamp = stamp
@@ -149,7 +159,7 @@ class Keyring:
             ApiError: 401, the same for no key, an unknown one and a wrong secret.
         """
         keys = self._known()
-        if not keys and not self._path.exists():
+        if not self._seen:
             return Tenant()
         found = KEY.fullmatch((authorization or "").removeprefix("Bearer ").strip())
         key = keys.get(found[1]) if found else None
@@ -166,7 +176,7 @@ class Keyring:
         keys = self._known()
         if key_id in keys:
             return _tenant(keys, keys[key_id])
-        return Tenant() if not key_id and not self._path.exists() else None
+        return None if key_id or self._seen else Tenant()
 
     def _known(self) -> dict[str, Key]:
         try:
@@ -184,6 +194,7 @@ class Keyring:
             stream.flush()
             os.fsync(stream.fileno())
         work.replace(self._path)
+        self._seen = True
 
 
 def _read(path: Path) -> dict[str, Key]:
@@ -196,9 +207,10 @@ def _read(path: Path) -> dict[str, Key]:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes when the file does; None if there is none."""
     try:
         stat = path.stat()
-    except OSError:
+    except FileNotFoundError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
 

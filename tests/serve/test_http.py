@@ -6,9 +6,17 @@ import socket
 import httpx
 import openai
 import pytest
+import torch
 from backbones import make
 from fake_engine import FakeEngine, FakePool
 from http_kit import PLAIN, save, serving, wait_for
+
+from foreword.serve.ask import chosen
+from foreword.serve.capacity import Capacity
+from foreword.serve.check import check_request
+from foreword.serve.protocol import CompletionRequest
+from foreword.serve.request import Request
+from foreword.serve.sampling import Sampler
 
 JSON = {"Content-Type": "application/json"}
 FOREWORDS = ("alpha", "beta", "gamma")
@@ -93,6 +101,46 @@ def test_a_chat_of_one_message_is_the_foreword_s_input(client):
     assert pieces[0].choices[0].delta.role == "assistant"
     assert "".join(p.choices[0].delta.content or "" for p in pieces) == plain.choices[0].text
     assert pieces[-1].choices[0].finish_reason == "length"
+
+
+def test_an_answer_s_message_goes_back_into_the_chat_as_the_client_holds_it(client):
+    turns = [{"role": "user", "content": "abc"}]
+    said = client.chat.completions.create(model="beta", messages=turns, max_tokens=9).choices[0].message
+    wanted = client.completions.create(model="beta", prompt=f"abc\n{said.content}\nmore", max_tokens=9).choices[0].text
+    for form in (said, said.to_dict(), said.model_dump(), {**said.to_dict(), "tool_calls": [], "annotations": []}):
+        again = [*turns, form, {"role": "user", "content": "more"}]
+        made = client.chat.completions.create(model="beta", messages=again, max_tokens=9)
+        assert made.choices[0].message.content == wanted
+    assert "refusal" in said.to_dict() and {"tool_calls", "audio", "annotations"} <= said.model_dump().keys()
+
+
+def test_fields_that_change_nothing_are_taken_as_null_and_refused_as_anything_else(server):
+    chat = {"model": "beta", "messages": [{"role": "user", "content": "abc"}], "max_tokens": 3}
+    with server.client() as http:
+        for field in ("functions", "function_call", "reasoning_effort", "tools"):
+            assert http.post("/v1/chat/completions", json={**chat, field: None}).status_code == 200, field
+        others = {"functions": [{"name": "f"}], "reasoning_effort": "high", "function_call": {"name": "f"}}
+        for field, value in others.items():
+            refused = http.post("/v1/chat/completions", json={**chat, field: value})
+            assert refused.status_code == 400 and refused.json()["error"]["param"].startswith(field), refused.text
+        for field, value in (("refusal", "no"), ("tool_calls", [{"id": "1"}]), ("audio", {"id": "1"})):
+            turn = {"role": "assistant", "content": "x", field: value}
+            refused = http.post("/v1/chat/completions", json={**chat, "messages": [*chat["messages"], turn]})
+            assert refused.status_code == 400, refused.text
+            assert refused.json()["error"]["param"].startswith(f"messages.1.{field}"), refused.text
+
+
+def test_a_top_p_of_0_is_the_likeliest_token_alone():
+    asked = [CompletionRequest(model="m", prompt="a", top_p=value, seed=1) for value in (0, 0.0, 1)]
+    settings = [chosen(one) for one in asked]
+    for one in settings:
+        check_request(Request("a", sampling=one), Capacity(), make("llama"))
+    logits = torch.randn(50, 3000, generator=torch.Generator().manual_seed(0))
+    greedy, free = logits.argmax(-1).tolist(), Sampler(settings[2], 1)
+    for one in settings[:2]:
+        sampler = Sampler(one, 1)
+        assert [sampler.choose(row, (), ()) for row in logits] == greedy
+    assert [free.choose(row, (), ()) for row in logits] != greedy
 
 
 def test_the_async_client_and_many_at_once(server):

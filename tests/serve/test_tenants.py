@@ -71,6 +71,37 @@ def test_a_damaged_key_file_lets_nobody_in(tmp_path):
         Keyring(tmp_path).keys()
 
 
+def test_a_key_file_that_is_gone_or_cannot_be_read_lets_nobody_in(tmp_path):
+    ring, path = Keyring(tmp_path), tmp_path / KEYS_FILE
+    key = Keyring(tmp_path).add("ann")
+    assert ring.who(f"Bearer {key}").name == "ann"
+    path.rename(tmp_path / "aside")
+    for given in (f"Bearer {key}", None):
+        with pytest.raises(ApiError, match="missing or not valid"):
+            ring.who(given)
+    assert ring.holder("") is None
+    (tmp_path / "aside").rename(path)  # restored from a copy: all is well again
+    assert ring.who(f"Bearer {key}").name == "ann"
+    path.unlink()
+    path.symlink_to(path)  # a loop: it is there, and nobody can read it
+    for other in (ring, Keyring(tmp_path)):
+        with pytest.raises(ApiError, match="missing or not valid"):
+            other.who(None)
+        assert other.holder("") is None
+        with pytest.raises(ConfigError, match="cannot be read"):
+            other.keys()
+
+
+@pytest.mark.parametrize("name", [KEYS_FILE, "Keys.JSON", "tenants", "Tenants"])
+def test_no_upload_takes_the_place_of_what_the_store_keeps(backbone, tmp_path, name):
+    artefact = save(backbone, tmp_path / "made")
+    with serving(backbone, tmp_path / "store", FakeEngine(backbone), FakePool()) as running, running.client() as http:
+        refused = http.post("/v1/forewords", data={"name": name}, files=files_of(artefact))
+        assert refused.status_code == 409 and repr(name) in refused.json()["error"]["message"]
+        assert not (tmp_path / "store" / name).exists()
+        assert http.get("/v1/models").status_code == 200  # nobody was locked out
+
+
 @pytest.mark.parametrize("name", ["", "Ann", "../ann", "a/b", ".ann", "a" * 65])
 def test_a_tenant_s_name_is_never_a_path(tmp_path, name):
     with pytest.raises(ConfigError, match="tenant"):
