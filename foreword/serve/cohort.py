@@ -75,8 +75,11 @@ class SequenceRunner:
         return True
 
     def drop(self, row: LiveRow) -> None:
-        """End a row; its cohort leaves it out from the next step on."""
+        """End a row; its cohort leaves it out from the next step on, and goes at once where no row is left at all."""
         self.rows.remove(row)
+        self.in_pass = [other for other in self.in_pass if other is not row]  # nor may its ticket stay
+        if not self.rows:
+            self._cohorts.clear()
 
     @torch.inference_mode()
     def step(self) -> tuple[list[LiveRow], Tensor]:

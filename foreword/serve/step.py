@@ -29,7 +29,7 @@ class Runner(Protocol):
 
     @property
     def in_pass(self) -> Sequence[LiveRow]:
-        """The rows of the pass that runs, or ran last; none while they are being chosen."""
+        """The rows of the pass that runs, or ran last and still go on; none while they are being chosen."""
         ...
 
     @property
@@ -87,6 +87,7 @@ class DecoderRunner:
     def drop(self, row: LiveRow) -> None:
         """End a row and give its place back."""
         self.rows.remove(row)
+        self.in_pass = [other for other in self.in_pass if other is not row]  # nor may its ticket stay
         self._cache.release(row.place)
         row.place = None
 

@@ -1,6 +1,8 @@
 """The engine under faults: numbers that overflow, memory that runs out, a thread that ends. Nobody waits in vain."""
 
+import gc
 import time
+import weakref
 
 import pytest
 import torch
@@ -179,6 +181,17 @@ def test_a_pass_that_fails_ends_the_rows_of_its_own_cohort(backbone_of, monkeypa
         assert whole.finish_reason == "length" and len(whole.token_ids) == 60
         third = engine.submit(Request((5, 6), max_tokens=4))
         assert list(third.result(30)[0].token_ids) == alone(t5)((5, 6), None, 4)
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_row_that_has_ended_is_held_by_nothing_while_the_engine_rests(backbone_of, family):
+    with Engine(backbone_of(family)) as engine:
+        ticket = engine.submit(Request((5, 6, 7), max_tokens=3, ignore_eos=True))
+        assert len(ticket.result(30)[0].token_ids) == 3
+        gone = weakref.ref(ticket)
+        del ticket
+        wait_for(lambda: gc.collect() >= 0 and gone() is None)
+        assert not getattr(engine._runner, "_cohorts", [])  # nor are an encoder-decoder's keys and values
 
 
 def test_the_watch_leaves_a_foreword_that_becomes_known_while_it_looks(llama, tmp_path, monkeypatch):
