@@ -40,7 +40,10 @@ def save_task(folder: Path, rows: int = 40) -> Path:
     lines = [json.dumps({"s": word, "t": "".join(c + c for c in word)}) for word in words]
     (folder / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
     (folder / "dev.jsonl").write_text("\n".join(lines[:8]), encoding="utf-8")
-    task = {"name": "toy", "source": "{s}", "target": "{t}", "metrics": [], "train": "rows.jsonl", "dev": "dev.jsonl"}
+    task = {
+        "name": "toy", "source": "{s}", "target": "{t}", "metrics": ["exact_match"],
+        "train": "rows.jsonl", "dev": "dev.jsonl",
+    }
     (folder / "toy.yaml").write_text(json.dumps(task), encoding="utf-8")
     return folder / "toy.yaml"
 

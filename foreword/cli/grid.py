@@ -70,11 +70,23 @@ def _try(arguments: argparse.Namespace) -> int:
     from foreword.experiments.grid.protocols import trial_of_task
 
     grid = trial_of_task(arguments.task, arguments.backbone, arguments.settings)
+    faulty = _tell_faults(arguments.task)
     ran = run_grid(grid)
     words = ["foreword", "try", arguments.task, *arguments.settings]
     words += ["--backbone", arguments.backbone] if arguments.backbone else []
     print(f"report: {write_page(ran, arguments.out or Path('runs/try') / grid.name, words)}")
-    return _tell_failures(ran)
+    return max(_tell_failures(ran), int(faulty))
+
+
+def _tell_faults(name: str) -> bool:
+    """Print what is a fault in a task's data, before anything is trained on it, and return whether something is."""
+    from foreword.experiments.data_page import check_task
+    from foreword.tasks import get_task
+
+    faults = [(check, detail) for status, check, detail in check_task(get_task(name)).findings() if status == "fail"]
+    for check, detail in faults:
+        print(f"fail  {check}: {detail}", file=sys.stderr)
+    return bool(faults)
 
 
 def _list(grid: Any, retry: bool) -> int:
@@ -95,12 +107,14 @@ def _check(arguments: argparse.Namespace) -> int:
     from foreword.tasks import get_task
 
     task = get_task(arguments.task)
-    tokenizer = None
+    tokenizer = form = None
     if arguments.backbone:
         from foreword.backbone import load_backbone
+        from foreword.data.examples import get_format
 
-        tokenizer = load_backbone(arguments.backbone).tokenizer
-    found = check_task(task, arguments.split, tokenizer)
+        backbone = load_backbone(arguments.backbone)
+        tokenizer, form = backbone.tokenizer, get_format(None, backbone.is_encoder_decoder)
+    found = check_task(task, arguments.split, tokenizer, form)
     print("\n".join(data_lines(task.name, found)))
     if arguments.out:
         from foreword.experiments.report import Report, write_report

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from foreword.data.checks import DataCheck, check_data
+from foreword.data.examples import TextFormat
 from foreword.data.records import Record
 from foreword.errors import DataError, MissingDataError
 from foreword.experiments import report as page
@@ -14,7 +15,9 @@ PARTS = ("test_seen", "test_unseen", "dev_seen", "dev_unseen")
 BAR = 24
 
 
-def check_task(task: Task, splits: Sequence[str] = (), tokenizer: Any = None) -> DataCheck:
+def check_task(
+    task: Task, splits: Sequence[str] = (), tokenizer: Any = None, form: TextFormat | None = None
+) -> DataCheck:
     """Return the checks of a task's splits (all by default); one that cannot be loaded is named with the reason.
 
     Published data that is not at hand is no fault; a task's own file that is missing or has a faulty row is one.
@@ -23,6 +26,7 @@ def check_task(task: Task, splits: Sequence[str] = (), tokenizer: Any = None) ->
         task: the task.
         splits: which.
         tokenizer: counts tokens, and with the task's limits what will be cut; None counts words.
+        form: of the runs, whose white space counts for those limits; None counts the texts and EOS alone.
 
     Raises:
         DataError: none of the splits can be loaded.
@@ -44,7 +48,7 @@ def check_task(task: Task, splits: Sequence[str] = (), tokenizer: Any = None) ->
         raise DataError(f"no split of task {task.name!r} can be loaded: {reason}")
     contained = [(whole, part) for part in PARTS for whole in ("test", "dev") if part.startswith(whole)]
     limits = (task.max_source, task.max_target)
-    found = check_data(loaded, task.labels, token_counter(tokenizer), limits, contained)
+    found = check_data(loaded, task.labels, token_counter(tokenizer), limits, contained, form)
     return DataCheck(found.splits, found.leaks, missing, broken)
 
 

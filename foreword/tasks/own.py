@@ -9,20 +9,12 @@ from typing import Any
 import numpy as np
 
 from foreword.config import build, check_least, load_yaml
+from foreword.data.checks import folded
 from foreword.data.files import filled, pick, read_hub, read_rows, some_rows, texts
 from foreword.data.records import Record
 from foreword.errors import ConfigError, DataError, nearest
+from foreword.tasks.scores import GROUP_METRICS, METRICS, check_labels
 from foreword.tasks.task import GenerationLimits, Task
-
-# The names in `foreword.evaluate.metrics`, which stands to the right of tasks and cannot be imported; a test compares.
-METRICS = frozenset((
-    "accuracy", "bert_score", "bleu", "bleurt", "chrf", "dart_bleu", "dart_meteor", "e2e_bleu", "e2e_cider",
-    "e2e_meteor", "e2e_nist", "e2e_rouge_l", "exact_match", "f1", "macro_f1", "rouge", "rouge_lsum", "squad", "t5_f1",
-    "webnlg_bleu", "webnlg_meteor", "webnlg_ter",
-))
-# These need of each record what only their own task keeps of it.
-GROUP_METRICS = frozenset(("multirc", "wsc_referent"))
-TWO_LABEL_METRICS = frozenset(("f1", "t5_f1"))
 
 
 @dataclass(frozen=True)
@@ -35,8 +27,8 @@ class OwnTask:
         train, dev, test: JSONL, JSON, CSV, TSV or Parquet files, relative to the YAML file; with `hub`, splits of it.
         hub: id of a Hugging Face data set (or a folder that `datasets` reads); `hub_config` and `hub_revision` of it.
         holdout: share of the training rows that becomes `dev`, and again `test`, where those are not given; rows of one
-            source stay together.
-        metrics: names in `foreword.evaluate.metrics.METRICS`.
+            source stay together, case and white space aside.
+        metrics: names in `foreword.evaluate.metrics.METRICS`, at least one, no two with a score of the same name.
         label_words: for a classification, from the file's label values to the words the model is to write; values with
             the same word are one label.
         generation: decoding limits.
@@ -62,8 +54,11 @@ class OwnTask:
     max_target: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.metrics:
+            raise ConfigError(f"metrics = [] of task {self.name!r} scores nothing; give at least one, as exact_match")
         for name in self.metrics:
-            _check_metric(name, len(set(self.label_words.values())))
+            _check_metric(name)
+        check_labels(self.metrics, list(dict.fromkeys(self.label_words.values())), self.name)
         for value, word in self.label_words.items():
             if not word.strip():
                 raise ConfigError(f"label_words.{value} = {word!r} is empty; give the word that the model is to write")
@@ -71,14 +66,12 @@ class OwnTask:
             check_least(name, getattr(self, name), least)
 
 
-def _check_metric(name: str, labels: int) -> None:
-    """Check that a metric exists and fits rows of a file; 0 `labels` stands for free text."""
+def _check_metric(name: str) -> None:
+    """Check that a metric exists and fits rows of a file."""
     if name in GROUP_METRICS:
         raise ConfigError(f"metrics: {name!r} needs what only its own task keeps of a row; take exact_match")
     if name not in METRICS:
         raise ConfigError(f"metrics: unknown metric {name!r}{nearest(name, METRICS)}")
-    if name in TWO_LABEL_METRICS and labels not in (0, 2):
-        raise ConfigError(f"metrics: {name!r} needs two labels and label_words gives {labels}; take macro_f1")
 
 
 def task_from_yaml(path: str | Path) -> Task:
@@ -137,12 +130,12 @@ def _held_out(
         if split in files and split != "train":
             return load(split)
         records = load("train")
-        sources = list(dict.fromkeys(record.source for record in records))
+        sources = list(dict.fromkeys(folded(record.source) for record in records))
         order = [sources[i] for i in np.random.Generator(np.random.PCG64(0)).permutation(len(sources))]
         size = max(1, round(own.holdout * len(sources)))
         parts = {name: set(order[size * k : size * (k + 1)]) for k, name in enumerate(missing)}
         parts["train"] = set(order[size * len(missing) :])
-        return [record for record in records if record.source in parts[split]]
+        return [record for record in records if folded(record.source) in parts[split]]
 
     return cut, {split: files.get(split, files["train"]) for split in ("train", "dev", "test")}
 

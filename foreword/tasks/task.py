@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from foreword.config import check_least
 from foreword.data.records import Record, check_records
 from foreword.errors import DataError, nearest
+from foreword.tasks.scores import check_score_names
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Task:
     Attributes:
         name: the task's name, as in `TASKS` and `--task`.
         loader: from a split's name to its records. It reads files only when called.
-        metrics: names in `foreword.evaluate.metrics.METRICS`.
+        metrics: names in `foreword.evaluate.metrics.METRICS`, no two of which give a score of the same name.
         labels: the legal outputs when the task is a classification; any other output counts as wrong.
         template: the text-to-text form in words, for people.
         licence: the data's licence and what it asks for.
@@ -52,6 +53,9 @@ class Task:
     licence: str = ""
     max_source: int | None = None
     max_target: int | None = None
+
+    def __post_init__(self) -> None:
+        check_score_names(self.metrics)
 
     def load(self, split: str, limit: int | None = None) -> list[Record]:
         """Return the records of `split`, at most the first `limit` of them.

@@ -1,5 +1,6 @@
 """Evaluation during training: the dev loss, the job's own scores, and whether this step is the best so far."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -44,13 +45,19 @@ class Best:
     def judge(self, step: int, scores: dict[str, float], config: DevConfig) -> bool:
         """Return whether `scores` are the best so far, and remember them if they are.
 
+        A value that is not finite is worse than any that is; the first of all is kept until then, so that a run always
+        has a best step.
+
         Raises:
             ConfigError: `dev.metric` is none of the scores.
         """
         if config.metric not in scores:
             raise ConfigError(f"dev.metric = {config.metric!r} is not among the scores{nearest(config.metric, scores)}")
         value = scores[config.metric]
-        better = self.value is None or (value < self.value if config.metric == "loss" else value > self.value)
+        if self.value is None or not math.isfinite(self.value):
+            better = self.value is None or math.isfinite(value)
+        else:  # no comparison with NaN is true
+            better = math.isfinite(value) and (value < self.value if config.metric == "loss" else value > self.value)
         if better:
             self.step, self.value, self.since = step, value, 0
         else:

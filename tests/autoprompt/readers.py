@@ -116,7 +116,7 @@ def save_task(folder: Path, targets: tuple[str, str] = ("n", "y"), labels: bool 
     for name, part in (("train", rows[:28]), ("dev", rows[28:])):
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, part)), encoding="utf-8")
     task = {
-        "name": "vowels", "source": "{s}", "target": "{t}", "metrics": ["accuracy"] if labels else [],
+        "name": "vowels", "source": "{s}", "target": "{t}", "metrics": ["accuracy"],
         "train": "train.jsonl", "dev": "dev.jsonl", "test": "dev.jsonl", "generation": {"max_new_tokens": 3},
     }
     if labels:

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+from backbones import make
+from toy import save_backbone
 
 from foreword.cli import main
 from foreword.data.checks import check_data, find_leak, measure
+from foreword.data.examples import FORMATS, tokenise
 from foreword.data.records import Record
 from foreword.errors import DataError, MissingDataError
-from foreword.experiments.data_page import check_task
+from foreword.experiments.data_page import check_task, token_counter
 from foreword.tasks import Task, get_task
 
 TRAIN = [
@@ -45,6 +48,76 @@ def test_lengths_and_cuts():
     cut = measure(["abcd", "ab"], lambda texts: [len(text) for text in texts], 3)
     assert (cut.unit, cut.longest, cut.cut) == ("tokens", 4, 1)
     assert measure([]).longest == 0
+
+
+def rows(first, count):
+    return [Record(f"word {i}", ("up" if i % 2 else "down",), str(i)) for i in range(first, first + count)]
+
+
+@pytest.mark.parametrize(
+    ("dev", "test", "status"),
+    [
+        (rows(0, 12)[::-1], rows(0, 12), "fail"),
+        (rows(0, 13), rows(0, 12), "fail"),
+        (rows(6, 16), rows(0, 12), "fail"),
+        (rows(9, 16), rows(0, 12), "fail"),  # 3 of 12, a quarter
+        (rows(10, 16), rows(0, 12), "warn"),
+        (rows(10, 4), rows(0, 12), "fail"),  # 2 of 12, but half of dev
+    ],
+)
+def test_a_good_part_of_the_test_rows_in_dev_is_a_fault_and_a_few_are_a_warning(dev, test, status):
+    ids = {record.id for record in dev} & {record.id for record in test}
+    ((level, check, detail), *others) = [f for f in check_data({"dev": dev, "test": test}).findings() if f[0] != "ok"]
+    assert (level, check, others) == (status, "test repeats dev", [])
+    assert detail.startswith(f"{len(ids)} of {len(test)} sources, {len(ids)} with the same target")
+    assert (f"they are {len(ids)} of {len(dev)} records of dev" in detail) == (status == "fail")
+
+
+def test_a_source_with_another_target_is_no_copied_row():
+    other = [Record(record.source, ("sideways",), record.id) for record in rows(0, 12)]
+    leak = find_leak("dev", other, "test", rows(0, 12))
+    assert (leak.sources, leak.rows, leak.back, leak.is_substantial) == (12, 0, 0, False)
+
+
+def test_splits_are_compared_in_the_order_of_their_use():
+    """Whatever order they are asked for in: what training has seen is a fault of the other split."""
+    found = check_data({"test": rows(0, 40), "dev": rows(60, 4), "train": rows(39, 40)}).findings()
+    assert [(status, check) for status, check, _ in found if status == "fail"] == [
+        ("fail", "dev repeats train"), ("fail", "test repeats train")
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+@pytest.mark.parametrize("limits", [(3, 4), (4, 6), (6, 5), (9, 9)])
+def test_what_is_counted_as_cut_is_what_tokenising_cuts(name, limits):
+    """A token a character; EOS and the format's white space take their part of the limit."""
+    backbone = make("t5" if name == "seq2seq" else "gpt2")
+    records = [Record("a" * n, ("b" * n,), str(n)) for n in range(1, 10)]
+    made = tokenise(records, backbone.tokenizer, FORMATS[name], *limits)
+    found = check_data(
+        {"train": records}, (), token_counter(backbone.tokenizer), limits, form=FORMATS[name]
+    ).splits["train"]
+    assert (found.source_lengths.cut, found.target_lengths.cut) == (made.sources_cut, made.targets_cut)
+    assert 0 < made.targets_cut < 9
+
+
+def test_eos_takes_a_place_of_the_target():
+    def words(texts):
+        return [len(text.split()) for text in texts]
+
+    for length, cut in ((5, 0), (6, 1)):
+        target = " ".join("w" * length)
+        (split,) = check_data({"train": [Record("a", (target,), "1")]}, (), words, (None, 6)).splits.values()
+        assert (split.target_lengths.longest, split.target_lengths.cut) == (length, cut)
+
+
+def test_the_command_counts_what_the_backbone_will_cut(own, capsys):
+    """Of targets of 2 and 4 characters, both with a space on each side: 4 and 6 tokens beside EOS."""
+    save_backbone(own / "backbone")
+    text = (own / "own.yaml").read_text(encoding="utf-8")
+    (own / "own.yaml").write_text(json.dumps(json.loads(text) | {"max_target": 5}), encoding="utf-8")
+    main(["check", str(own / "own.yaml"), "--split", "train", "--backbone", str(own / "backbone")])
+    assert "train: targets that will be cut: 10 of 20" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from foreword.errors import ConfigError, DataError, MissingExtraError
 from foreword.evaluate.metrics import METRICS, STATISTICS, illegal_rate, score, statistics
 from foreword.evaluate.metrics import java as java_programs
+from foreword.evaluate.metrics.labels import MOST_CLASSES
 from foreword.evaluate.metrics.ngrams import closest_length, e2e_nist
 from foreword.evaluate.metrics.overlap import rouge_as_published, rouge_values
 from foreword.evaluate.metrics.triples import normalise
@@ -115,6 +116,19 @@ def test_label_faults():
         METRICS["f1"](["a"], [["a"]], LABELS)
     with pytest.raises(DataError, match="none of the labels"):
         METRICS["accuracy"](["a"], [["banana"]], LABELS)
+
+
+def test_a_thousand_different_references_cost_little_memory_or_are_refused():
+    """A table of true by predicted class would take 8 GB here."""
+    words = [f"answer {i}" for i in range(MOST_CLASSES + 1)]
+    references, outputs = [[word] for word in words], [*words[:-1], "other"]
+    table = STATISTICS["accuracy"](outputs, references, ())
+    assert table.values.shape == (len(words), 3)
+    assert table.scores() == {"accuracy": pytest.approx(1000 / 1001), "illegal": pytest.approx(1 / 1001)}
+    with pytest.raises(DataError, match="macro_f1 without labels met 1,001 different references"):
+        STATISTICS["macro_f1"](outputs, references, ())
+    table = STATISTICS["macro_f1"](outputs, references, words)  # so many labels, but named
+    assert table.values.nbytes < 20e6 and table.scores() == {"macro_F1": pytest.approx(1000 / 1001)}
 
 
 def test_exact_match_takes_any_reference():

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from foreword.evaluate.metrics import BY_GROUP, STATISTICS, captions, statistics
-from foreword.evaluate.score_names import LOWER_IS_BETTER, SCORE_NAMES, score_names
+from foreword.evaluate.score_names import LOWER_IS_BETTER, score_names
+from foreword.tasks.scores import LABEL_METRICS, METRICS, SCORE_NAMES
 
 LEARNED = ("bert_score", "bleurt")  # they would fetch a model
 
@@ -19,6 +20,7 @@ def no_java(monkeypatch):
 
 def test_every_metric_has_names():
     assert set(SCORE_NAMES) == set(STATISTICS) | set(BY_GROUP)
+    assert set(STATISTICS) == METRICS and METRICS > LABEL_METRICS
     assert "TER" in LOWER_IS_BETTER
     assert score_names(["bleu", "e2e_bleu", "squad"]) == ["BLEU", "F1", "EM"]
 

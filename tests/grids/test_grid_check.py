@@ -8,7 +8,8 @@ from gridkit import AXES, grid_tree, make_grid, save_labels, with_store
 
 from foreword.cli import main
 from foreword.errors import ConfigError, DataError
-from foreword.experiments.grid.drive import run_grid
+from foreword.experiments.grid.address import Contents
+from foreword.experiments.grid.drive import plan, run_grid
 from foreword.experiments.grid.protocols import load_grid
 from foreword.experiments.grid.spec import points
 from foreword.tasks import get_task
@@ -120,7 +121,7 @@ def test_a_setting_that_walks_into_another_ones_value_leaves_it_alone(ground):
 def test_a_dev_split_with_the_test_splits_records_is_refused(ground, tmp_path):
     task = save_labels(tmp_path, dev="test.jsonl")
     grid = with_store(make_grid(ground, base={"task": str(task)}), tmp_path / "store")
-    with pytest.raises(ConfigError, match=r"split 'test' of task .* holds the very records of split 'dev'"):
+    with pytest.raises(ConfigError, match=r"12 of 12 records of split 'test' .* 12 of 12 records there"):
         run_grid(grid, tell=lambda line: None)
     assert not (tmp_path / "store").exists()
     told = make_grid(ground, base={"task": str(task)}, reported_dev="there are no other labels")
@@ -129,10 +130,86 @@ def test_a_dev_split_with_the_test_splits_records_is_refused(ground, tmp_path):
     run_grid(with_store(unselected, tmp_path / "store"), tell=lambda line: None, only_read=True)
 
 
+def dev_of_test_rows(folder, test_rows, own_rows=0, reverse=False):
+    """Write the tiny task with a dev file of some test rows and some of its own dev rows."""
+    task = save_labels(folder)
+    lines = {split: (folder / f"{split}.jsonl").read_text(encoding="utf-8").splitlines() for split in ("dev", "test")}
+    rows = lines["test"][:test_rows] + lines["dev"][:own_rows]
+    (folder / "dev.jsonl").write_text("\n".join(reversed(rows) if reverse else rows), encoding="utf-8")
+    return str(task)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ({"test_rows": 12, "reverse": True}, r"12 of 12 records of split 'test' .* 12 of 12 records there"),
+        ({"test_rows": 12, "own_rows": 1}, r"12 of 12 records of split 'test' .* 12 of 13 records there"),
+        ({"test_rows": 6}, r"6 of 12 records of split 'test' .* 6 of 6 records there"),
+        ({"test_rows": 3, "own_rows": 8}, r"3 of 12 records of split 'test' .* 3 of 11 records there"),
+        ({"test_rows": 2, "own_rows": 2}, r"2 of 12 records of split 'test' .* 2 of 4 records there"),
+    ],
+)
+def test_a_dev_split_that_holds_test_rows_is_refused(ground, tmp_path, rows, said):
+    """In another order, with others beside them, a part of them, or few of them which are most of dev."""
+    grid = make_grid(ground, base={"task": dev_of_test_rows(tmp_path, **rows)})
+    with pytest.raises(ConfigError, match=said):
+        plan(grid, points(grid), Contents())
+
+
+def test_a_few_rows_in_both_splits_are_no_reason_to_refuse(ground, tmp_path):
+    """Until the first dev records, which alone decide where `dev_limit` is set, are those."""
+    task = dev_of_test_rows(tmp_path, test_rows=2, own_rows=8)
+    grid = make_grid(ground, base={"task": task})
+    assert len(plan(grid, points(grid), Contents())) == 5
+    first = make_grid(ground, base={"task": task, "data": {"dev_limit": 3}})
+    with pytest.raises(ConfigError, match=r"2 of 12 records .* 2 of 3 records there"):
+        plan(first, points(first), Contents())
+
+
+def test_a_dev_file_that_changes_is_looked_at_again(ground, tmp_path):
+    grid = make_grid(ground, base={"task": dev_of_test_rows(tmp_path, test_rows=0, own_rows=8)})
+    assert plan(grid, points(grid), Contents())
+    dev_of_test_rows(tmp_path, test_rows=12)
+    with pytest.raises(ConfigError, match="12 of 12 records"):
+        plan(grid, points(grid), Contents())
+
+
+def test_test_rows_in_the_words_of_another_task_are_the_same_rows(ground, tmp_path):
+    """The reported labels are written as the run's own, as the runs are scored on them."""
+    task, other = save_labels(tmp_path / "own"), save_labels(tmp_path / "other", "other", up="upward")
+    (tmp_path / "own" / "dev.jsonl").write_text((tmp_path / "other" / "test.jsonl").read_text(), encoding="utf-8")
+    target = {"task": str(other), "split": "test", "relabel": {"upward": "up"}}
+    grid = make_grid(ground, base={"task": str(task)}, scoring={"targets": [target]})
+    with pytest.raises(ConfigError, match=r"12 of 12 records of split 'test' of task .*other\.yaml"):
+        plan(grid, points(grid), Contents())
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (["bleu", "e2e_bleu"], "'bleu' and 'e2e_bleu' both give a score called 'BLEU'"),
+        (["exact_match", "squad"], "'exact_match' and 'squad' both give a score called 'EM'"),
+        (["accuracy", "accuracy"], "'accuracy' is named twice"),
+    ],
+)
+def test_metrics_of_one_score_name_are_refused(ground, metrics, said):
+    with pytest.raises(ConfigError, match=said):
+        make_grid(ground, scoring={"metrics": metrics})
+
+
+def test_metrics_over_labels_meet_only_tasks_that_have_them(ground, tmp_path):
+    plain = save_labels(tmp_path, label_words={})
+    with pytest.raises(ConfigError, match="'macro_f1' needs labels, and task 'order' has no label_words"):
+        make_grid(ground, base={"task": str(plain)}, scoring={"metrics": ["macro_f1"]})
+    with pytest.raises(ConfigError, match="'f1' needs two labels and label_words gives 3"):
+        make_grid(ground, scoring={"metrics": ["f1"], "targets": [{"task": "cb", "split": "dev"}]})
+    assert make_grid(ground, scoring={"metrics": ["macro_f1", "f1"]}).scoring.metrics == ("macro_f1", "f1")
+
+
 def test_the_dev_split_under_another_name_is_refused(ground, tmp_path):
     other = save_labels(tmp_path / "copy")  # the same rows, in another file of another name
     grid = make_grid(ground, scoring={"targets": [{"task": str(other), "split": "dev"}]})
-    with pytest.raises(ConfigError, match="holds the very records of split 'dev'"):
+    with pytest.raises(ConfigError, match=r"8 of 8 records of split 'dev' of .* \(as 1, 2, 3\) are in split 'dev' of"):
         run_grid(with_store(grid, tmp_path / "store"), tell=lambda line: None, only_read=True)
 
 
@@ -141,7 +218,7 @@ def test_a_search_is_refused_before_its_first_trial(ground, tmp_path):
     task = save_labels(tmp_path, dev="test.jsonl")
     wanted = {"budget": 1, "spaces": SPACES}
     grid = make_grid(ground, base={"task": str(task)}, search=wanted)
-    with pytest.raises(ConfigError, match="very records"):
+    with pytest.raises(ConfigError, match="which the runs select on"):
         run_grid(with_store(grid, tmp_path / "store"), tell=lambda line: None)
     missing = make_grid(ground, scoring={"targets": [{"split": "tset"}]}, search=wanted)
     with pytest.raises(DataError, match="no split 'tset'; did you mean 'test'"):

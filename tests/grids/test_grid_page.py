@@ -9,7 +9,9 @@ import pytest
 from gridkit import make_grid, save_labels, with_store
 
 from foreword.cli import main
+from foreword.errors import MissingExtraError
 from foreword.evaluate.across import Slope
+from foreword.evaluate.metrics import STATISTICS
 from foreword.evaluate.stats import Interval
 from foreword.experiments import report
 from foreword.experiments.grid.compare import GapSlope, compare, seen_minus_unseen
@@ -104,8 +106,12 @@ def test_targets_of_different_metrics_are_compared_where_they_have_the_score(gro
     assert write_page(ran, tmp_path / "page").is_file()
 
 
-def test_a_grid_without_any_metric_still_has_a_page(ground, tmp_path):
-    task = save_labels(tmp_path / "task", metrics=[])
+def test_a_grid_whose_only_metric_nobody_could_compute_still_has_a_page(ground, tmp_path, monkeypatch):
+    def no_library(*given):
+        raise MissingExtraError("chrF needs a library")
+
+    monkeypatch.setitem(STATISTICS, "chrf", no_library)
+    task = save_labels(tmp_path / "task", metrics=["chrf"])
     grid = make_grid(
         ground, base={"steps": 2, "task": str(task)}, axes={"method": METHODS}, page={"baseline": {"method": "prompt"}}
     )

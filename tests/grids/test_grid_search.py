@@ -1,12 +1,13 @@
 """A search: what decides between trials, what failed of them, and what can be listed before it has ended."""
 
 import json
+import math
 
 import pytest
 from gridkit import grid_tree, make_grid, with_store
 
 from foreword.cli import main
-from foreword.errors import ConfigError
+from foreword.errors import ConfigError, DataError
 from foreword.experiments.grid import work
 from foreword.experiments.grid.drive import overview, run_grid
 from foreword.experiments.grid.making import cost_blocks
@@ -33,6 +34,15 @@ def test_the_greatest_score_and_the_least_loss_are_chosen():
     for metric, best in (("loss", 0.1), ("accuracy", 0.3)):
         trials = [trial(0.1, 0.2, metric), trial(0.2, None, metric), trial(0.3, 0.9, metric)]
         assert choose(trials) == {CELL: {"optim.lr": best}}
+
+
+@pytest.mark.parametrize("metric", ["loss", "accuracy"])
+def test_a_trial_without_a_finite_value_is_never_chosen(metric):
+    for bad in (math.nan, math.inf, -math.inf):
+        trials = [trial(9.0, bad, metric), trial(0.1, 0.5, metric), trial(8.0, bad, metric)]
+        assert choose(trials) == {CELL: {"optim.lr": 0.1}}
+        with pytest.raises(DataError, match=r"all trials of .*prompt.* have no finite dev value"):
+            choose([trial(9.0, bad, metric), trial(0.1, None, metric)])
 
 
 def test_what_decides_may_be_set_in_an_axis(ground, tmp_path):

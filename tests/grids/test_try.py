@@ -5,6 +5,7 @@ from toy import save_backbone
 
 from foreword.cli import main
 from foreword.errors import ConfigError, DataError
+from foreword.experiments.data_page import check_task
 from foreword.experiments.grid.protocols import trial_of_task
 from foreword.tasks import get_task
 
@@ -53,6 +54,28 @@ def test_one_command_checks_learns_scores_and_tells(own, monkeypatch, capsys):
         assert piece in page
     rows = (own / "runs" / "try" / "own" / "results.csv").read_text().splitlines()
     assert sum(",accuracy," in row for row in rows) == 2
+
+
+def test_a_fault_of_the_data_is_told_and_changes_the_exit_code(own, monkeypatch, capsys):
+    """A training row among the test rows: what was learned is scored all the same, and the page says so too."""
+    monkeypatch.chdir(own)
+    word = get_task("own.yaml").load("train")[0].source.removeprefix("word: ")
+    (own / "test.csv").write_text(f"word,kind\n{word},a\nnew,b\nnewer,b\n", encoding="utf-8")
+    (own / "own.yaml").write_text(TASK.replace("holdout: 0.15", "holdout: 0.15\ntest: test.csv"), encoding="utf-8")
+    words = ["try", "own.yaml", "steps=2", "dev.every=2", "prompt.reparam_width=16", "--backbone", "backbone"]
+    assert main(words) == 1
+    told = capsys.readouterr()
+    assert "fail  test repeats train: 1 of 3 sources, 1 with the same target" in told.err
+    assert "report: runs/try/own/report.html" in told.out
+
+
+def test_the_holdout_does_not_part_rows_that_differ_in_case_alone(own):
+    """The data checks would call them one row in two splits."""
+    lines = [f"{word},a" for i in range(40) for word in (f"Word {i}", f"word  {i}")]
+    (own / "rows.csv").write_text("word,kind\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    task = get_task(str(own / "own.yaml"))
+    assert [len(task.load(split)) for split in ("train", "dev", "test")] == [56, 12, 12]
+    assert not check_task(task).leaks
 
 
 def test_a_task_without_dev_rows_or_a_useless_holdout_is_refused(own):

@@ -314,7 +314,8 @@ def evaluation_of_nothing(b):
 
 @case("gone.jsonl", "does not exist")
 def missing_data_file(b):
-    task = b.file("task.yaml", 'name: t\nsource: "{word}"\ntarget: "{answer}"\ntrain: gone.jsonl\nmetrics: []\n')
+    fields = 'name: t\nsource: "{word}"\ntarget: "{answer}"\ntrain: gone.jsonl\nmetrics: [exact_match]\n'
+    task = b.file("task.yaml", fields)
     return b.train("--task", task)
 
 

@@ -2,7 +2,8 @@ import pytest
 
 from foreword.errors import ConfigError, DataError
 from foreword.evaluate import metrics
-from foreword.tasks import get_task, own
+from foreword.tasks import get_task
+from foreword.tasks.scores import GROUP_METRICS, METRICS
 
 YAML = """\
 name: reviews
@@ -50,8 +51,8 @@ def test_two_values_of_one_word_are_one_label(folder):
 
 
 def test_the_names_of_metrics_are_those_of_evaluate():
-    assert set(metrics.STATISTICS) == own.METRICS
-    assert set(metrics.BY_GROUP) == own.GROUP_METRICS
+    assert set(metrics.STATISTICS) == METRICS
+    assert set(metrics.BY_GROUP) == GROUP_METRICS
 
 
 def test_a_bare_target_column_may_hold_several_references(folder):
@@ -77,6 +78,12 @@ def test_ids_and_literal_braces(folder):
         ("train: train.csv\ndev: dev.jsonl\n", "", "names no file"),
         ("max_new_tokens", "max_tokens", "did you mean 'max_new_tokens'"),
         ("[accuracy]", "[acuracy]", "unknown metric 'acuracy'; did you mean 'accuracy'?"),
+        ("[accuracy]", "[]", "metrics = [] of task 'reviews' scores nothing; give at least one"),
+        ("[accuracy]", "[f1, squad]", "'f1' and 'squad' both give a score called 'F1'"),
+        ("[accuracy]", "[bleu, e2e_bleu]", "'bleu' and 'e2e_bleu' both give a score called 'BLEU'"),
+        ("[accuracy]", "[exact_match, squad]", "'exact_match' and 'squad' both give a score called 'EM'"),
+        ("[accuracy]", "[e2e_meteor, webnlg_meteor]", "both give a score called 'METEOR'"),
+        ("[accuracy]", "[rouge, accuracy, rouge]", "'rouge' is named twice"),
         ("[accuracy]", "[accuracy, multirc]", "'multirc' needs what only its own task keeps"),
         ("licence: ours", "max_source: 0", "max_source = 0 must be at least 1"),
         ("licence: ours", "max_target: 1", "max_target = 1 must be at least 2"),
@@ -100,8 +107,15 @@ def test_f1_of_two_labels_does_not_fit_three(folder, name):
     assert get_task(path).metrics == (name,)
     with pytest.raises(ConfigError, match=f"{name!r} needs two labels and label_words gives 3; take macro_f1"):
         get_task(change(folder, '"5": good', '"3": fair, "5": good'))
-    change(folder, 'label_words: {"1": bad, "3": fair, "5": good}\n', "")
-    assert get_task(path).metrics == (name,)  # whether free text has two labels only its rows tell
+
+
+@pytest.mark.parametrize("name", ["f1", "t5_f1", "macro_f1"])
+def test_metrics_whose_value_depends_on_the_labels_need_label_words(folder, name):
+    """Else the records that happen to be scored would say which labels there are, and the alphabet their order."""
+    change(folder, 'label_words: {"1": bad, "5": good}\n', "")
+    with pytest.raises(ConfigError, match=f"{name!r} needs labels, and task 'reviews' has no label_words; give them"):
+        get_task(change(folder, "[accuracy]", f"[{name}]"))
+    assert get_task(change(folder, f"[{name}]", "[accuracy, exact_match]")).metrics == ("accuracy", "exact_match")
 
 
 @pytest.mark.parametrize(

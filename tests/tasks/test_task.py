@@ -1,9 +1,10 @@
 import pytest
 
 from foreword.data.records import Record
-from foreword.errors import DataError
+from foreword.errors import ConfigError, DataError
 from foreword.evaluate.metrics import check_metrics
 from foreword.tasks import TASKS, Task, get_task
+from foreword.tasks.scores import check_labels, check_score_names
 
 
 def test_names_are_nearest_or_listed():
@@ -18,6 +19,8 @@ def test_every_task_says_what_it_is(name):
     assert task.name == name
     assert task.licence and task.template
     check_metrics(task.metrics)
+    check_score_names(task.metrics)
+    check_labels(task.metrics, task.labels, name)
 
 
 @pytest.mark.parametrize("name", [n for n in TASKS if n not in ("venues", "sentiment", "headlines")])
@@ -32,6 +35,11 @@ def test_missing_data_is_one_line_that_names_foreword_data(name, tmp_path, monke
         with pytest.raises(DataError, match="FOREWORD_DATA") as error:
             TASKS[name].load(split)
         assert "\n" not in str(error.value)
+
+
+def test_a_task_made_in_python_has_no_two_scores_of_one_name():
+    with pytest.raises(ConfigError, match="'f1' and 'squad' both give a score called 'F1'"):
+        Task("t", lambda split: [Record("a", ("b",))], ("f1", "squad"), labels=("a", "b"))
 
 
 def test_splits_limits_and_targets_are_checked():

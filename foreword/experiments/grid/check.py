@@ -1,14 +1,18 @@
 """What is wrong with a grid, said before anything is trained: names that are none, selection on what is reported."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
+from foreword.data.checks import Leak, find_leak
+from foreword.data.records import Record
 from foreword.errors import ConfigError, nearest
 from foreword.evaluate.dev import check_dev_metric
 from foreword.evaluate.metrics import BY_GROUP, check_metrics
 from foreword.evaluate.score_names import score_names
-from foreword.experiments.grid.address import Contents
+from foreword.experiments.grid.address import Contents, relabelling
 from foreword.experiments.grid.spec import Grid, Page, Value, axes_of, points
-from foreword.tasks import TASKS, Task, get_task
+from foreword.tasks import TASKS, Task, get_task, relabelled
+from foreword.tasks.scores import check_labels, check_score_names
 from foreword.tasks.view import split_name
 from foreword.train.run_config import RunConfig
 
@@ -88,7 +92,9 @@ def _check_search(grid: Grid, axes: Axes) -> None:
 
 
 def _check_scores(grid: Grid, configs: Sequence[RunConfig]) -> None:
-    """Check that every metric can score its task, and that the scores which decide or are shown are among them."""
+    """Check that every metric can score its task under names of its own, and that the scores which decide or are
+    shown are among them.
+    """
     given = grid.scoring.metrics
     trained = {config.task: get_task(config.task) for config in configs}
     others = {target.task: get_task(target.task) for target in grid.scoring.targets if target.task is not None}
@@ -98,6 +104,8 @@ def _check_scores(grid: Grid, configs: Sequence[RunConfig]) -> None:
         _check_groups(name, task, task.metrics)
     for name, task in (own | others).items():
         _check_groups(name, task, given)
+        check_score_names(given or task.metrics)
+        check_labels(given or task.metrics, task.labels, task.name)
     for config in configs:
         check_dev_metric(config, trained[config.task])
     scores = score_names(metric for task in (own | others).values() for metric in given or task.metrics)
@@ -143,21 +151,50 @@ def refuse_test_selection(grid: Grid, config: RunConfig) -> None:
 
 
 def refuse_reported_dev(grid: Grid, config: RunConfig, contents: Contents) -> None:
-    """Raise if a run would select on records that it reports, whatever their task and split are called.
+    """Raise if a run would select on a good part of what it reports, whatever the task and the split are called.
+
+    Records count, be they in another order, of other ids, or among others: `Leak.is_substantial` says how many. A row
+    or two that stand in both by nature, as in many published sets, are a warning of the data checks.
 
     Raises:
-        ConfigError: a target's records are the dev split's, without a reason in `reported_dev`.
+        ConfigError: a target's records are in the dev split, without a reason in `reported_dev`.
         DataError: the records cannot be loaded.
     """
     if not selects(grid, config) or grid.reported_dev:
         return
-    split = config.data.dev_split
-    chosen_by = contents.split(get_task(config.task), config.task, split)
+    split, limit = config.data.dev_split, config.data.dev_limit
+    dev = (config.task, split, contents.split(get_task(config.task), config.task, split))
     for target in grid.scoring.targets:
         name = target.task or config.task
-        if contents.split(get_task(name), name, target.split) == chosen_by:
-            raise ConfigError(
-                f"scoring.targets: split {target.split!r} of task {name!r} holds the very records of split {split!r} "
-                f"of task {config.task!r}, which the runs select on; score other records, or say in reported_dev why "
-                "it has to be these"
-            )
+        reported = (name, target.split, contents.split(get_task(name), name, target.split))
+        words = tuple(sorted(relabelling(config.task, target).items()))
+        for part in dict.fromkeys((None, limit)):  # all of dev, and the part of it that decides
+            leak = _leak(dev, part, reported, words)
+            if leak.is_substantial:
+                raise ConfigError(
+                    f"scoring.targets: {leak.rows:,} of {leak.of:,} records of split {target.split!r} of task {name!r} "
+                    f"(as {', '.join(leak.examples)}) are in split {split!r} of task {config.task!r}, which the runs "
+                    f"select on: {leak.back:,} of {leak.known_of:,} records there; take them out of one of the two, "
+                    "score other records, or say in reported_dev why it has to be these"
+                )
+
+
+@lru_cache(maxsize=64)  # a grid of a hundred runs has one or two pairs of splits
+def _leak(
+    dev: tuple[str, str, str], limit: int | None, reported: tuple[str, str, str], words: tuple[tuple[str, str], ...]
+) -> Leak:
+    """Return what the first `limit` dev records and the reported ones share.
+
+    Args:
+        dev, reported: task, split, and the digest of its records, by which a file that has changed is read again.
+        limit: of dev records; None takes all.
+        words: of the reported task's labels that the runs write otherwise.
+    """
+    return find_leak(dev[1], _records(dev)[:limit], reported[1], _records(reported, words))
+
+
+@lru_cache(maxsize=2)  # the two at hand; the records of a grid's other splits would only take memory
+def _records(of: tuple[str, str, str], words: tuple[tuple[str, str], ...] = ()) -> list[Record]:
+    name, split, _ = of
+    task = relabelled(get_task(name), dict(words)) if words else get_task(name)
+    return task.load(split)

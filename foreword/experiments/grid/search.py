@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,16 +132,19 @@ def choose(trials: Sequence[Trial]) -> Chosen:
     """Return each cell's settings with the best dev value; nothing else is looked at.
 
     Raises:
-        DataError: all trials of a cell failed or are missing.
+        DataError: all trials of a cell failed, are missing or have a dev value that is not finite.
     """
     cells: dict[Cell, list[Trial]] = {}
     for trial in trials:
         cells.setdefault(trial.cell, []).append(trial)
     chosen = {}
     for cell, mine in cells.items():
-        worked = [trial for trial in mine if trial.value is not None]
+        worked = [trial for trial in mine if trial.value is not None and math.isfinite(trial.value)]
         if not worked:
-            raise DataError(f"all trials of {dict(cell)} failed or have not run; see their failure.json and --retry")
+            raise DataError(
+                f"all trials of {dict(cell)} failed, have not run or have no finite dev value; see their failure.json "
+                "and --retry, and lower learning rates"
+            )
         least = worked[0].metric == "loss"
         best = (min if least else max)(worked, key=lambda trial: trial.value)
         chosen[cell] = best.settings
