@@ -155,12 +155,15 @@ def load_backbone(
 
 def load_tokenizer(
     source: str | Path, *, trust_remote_code: bool = False, revision: str | None = None
-) -> PreTrainedTokenizerBase:
-    """Return a backbone's tokenizer alone, where texts are only counted; arguments and errors as in `load_backbone`."""
+) -> tuple[PreTrainedTokenizerBase, bool]:
+    """Return a backbone's tokenizer and whether it is an encoder-decoder: what counts texts, without the weights.
+
+    Arguments and errors are those of `load_backbone`.
+    """
+    path, options = _resolve(str(source)), {"trust_remote_code": trust_remote_code, "revision": revision}
     try:
-        return AutoTokenizer.from_pretrained(
-            _resolve(str(source)), trust_remote_code=trust_remote_code, revision=revision
-        )
+        config = AutoConfig.from_pretrained(path, **options)
+        return AutoTokenizer.from_pretrained(path, **options), config.is_encoder_decoder
     except LOAD_FAULTS as error:
         message = f"the tokenizer of {str(source)!r} cannot be loaded: {' '.join(str(error).split())}"
         raise BackboneError(message) from error

@@ -109,11 +109,11 @@ def _check(arguments: argparse.Namespace) -> int:
     task = get_task(arguments.task)
     tokenizer = form = None
     if arguments.backbone:
-        from foreword.backbone import load_backbone
+        from foreword.backbone import load_tokenizer
         from foreword.data.examples import get_format
 
-        backbone = load_backbone(arguments.backbone)
-        tokenizer, form = backbone.tokenizer, get_format(None, backbone.is_encoder_decoder)
+        tokenizer, two_parts = load_tokenizer(arguments.backbone)
+        form = get_format(None, two_parts)
     found = check_task(task, arguments.split, tokenizer, form)
     print("\n".join(data_lines(task.name, found)))
     if arguments.out:

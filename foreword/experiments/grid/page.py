@@ -8,6 +8,7 @@ from typing import Any
 
 from foreword.backbone import load_tokenizer
 from foreword.config import dump_yaml
+from foreword.data.examples import get_format
 from foreword.errors import ForewordError
 from foreword.evaluate.across import Slope
 from foreword.evaluate.score_names import LOWER_IS_BETTER
@@ -324,9 +325,11 @@ def _data(grid: Grid) -> list[page.Block]:
     Lengths are in tokens of the first run's backbone; what is cut, is cut by the limits of the first run on that task.
     """
     configs = [point.config for point in points(grid)]
-    held, blocks, tokenizer = configs[0].backbone, [], None
+    held, blocks, tokenizer, two_parts = configs[0].backbone, [], None, False
     try:
-        tokenizer = load_tokenizer(held.source, trust_remote_code=held.trust_remote_code, revision=held.revision)
+        tokenizer, two_parts = load_tokenizer(
+            held.source, trust_remote_code=held.trust_remote_code, revision=held.revision
+        )
         blocks.append(page.Prose(f"Lengths in tokens of {Path(held.source).name}."))
     except ForewordError as error:
         blocks.append(page.Prose(f"Lengths in words: {error}"))
@@ -336,7 +339,8 @@ def _data(grid: Grid) -> list[page.Block]:
             task = get_task(name)
             source, target = own.data.limits(task.max_source, task.max_target)
             task = replace(task, max_source=source, max_target=target)
-            blocks += data_blocks(name, check_task(task, tokenizer=tokenizer))
+            form = get_format(own.data.format, two_parts) if tokenizer is not None else None
+            blocks += data_blocks(name, check_task(task, tokenizer=tokenizer, form=form))
         except ForewordError as error:
             blocks.append(page.Prose(f"The data of {name} could not be checked: {error}"))
     return blocks
