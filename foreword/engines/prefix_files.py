@@ -152,7 +152,8 @@ def write_whole(path: Path, content: bytes) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             work.unlink()
-        raise ArtifactError(f"{path} cannot be written: {error.strerror or error}; give another directory") from None
+        reason = error.strerror or error  # no path: clients read this too
+        raise ArtifactError(f"{path.name} cannot be written: {reason}; give another directory") from None
     return path
 
 
