@@ -7,9 +7,9 @@ from foreword.backbone import Backbone
 from foreword.baselines.autoprompt.trigger import METHOD as AUTOPROMPT
 from foreword.errors import ConfigError, nearest
 from foreword.evaluate.runner import evaluate_outputs
-from foreword.evaluate.score_names import LOWER_IS_BETTER, score_names
 from foreword.evaluate.subject import Subject
 from foreword.tasks import Task, get_task
+from foreword.tasks.scores import LOWER_IS_BETTER, score_names
 from foreword.train.dev import Evaluator
 from foreword.train.run_config import RunConfig
 

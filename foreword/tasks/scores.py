@@ -3,7 +3,7 @@
 The metrics themselves are in `foreword.evaluate`, which tasks cannot import.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from foreword.errors import ConfigError
 
@@ -35,12 +35,19 @@ SCORE_NAMES: dict[str, tuple[str, ...]] = {
     "wsc_referent": ("accuracy",),
 }
 
+LOWER_IS_BETTER = ("TER", "loss")
+
 # These need of each record what only their own task keeps of it.
 GROUP_METRICS = frozenset(("multirc", "wsc_referent"))
 METRICS = frozenset(SCORE_NAMES) - GROUP_METRICS
 TWO_LABEL_METRICS = frozenset(("f1", "t5_f1"))
 # Their value depends on which words are labels. Accuracy's does not: a right word is right whatever the others are.
 LABEL_METRICS = TWO_LABEL_METRICS | {"macro_f1"}
+
+
+def score_names(metrics: Iterable[str]) -> list[str]:
+    """Return the names of all scores of some metrics, each once."""
+    return list(dict.fromkeys(name for metric in metrics for name in SCORE_NAMES[metric]))
 
 
 def check_score_names(metrics: Sequence[str]) -> None:

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from foreword.evaluate.metrics import BY_GROUP, STATISTICS, captions, statistics
-from foreword.evaluate.score_names import LOWER_IS_BETTER, score_names
-from foreword.tasks.scores import LABEL_METRICS, METRICS, SCORE_NAMES
+from foreword.tasks.scores import LABEL_METRICS, LOWER_IS_BETTER, METRICS, SCORE_NAMES, score_names
 
 LEARNED = ("bert_score", "bleurt")  # they would fetch a model
 

@@ -8,11 +8,10 @@ from foreword.data.records import Record
 from foreword.errors import ConfigError, nearest
 from foreword.evaluate.dev import check_dev_metric
 from foreword.evaluate.metrics import BY_GROUP, check_metrics
-from foreword.evaluate.score_names import score_names
 from foreword.experiments.grid.address import Contents, relabelling
 from foreword.experiments.grid.spec import Grid, Page, Value, axes_of, points
 from foreword.tasks import TASKS, Task, get_task, relabelled
-from foreword.tasks.scores import check_labels, check_score_names
+from foreword.tasks.scores import check_labels, check_score_names, score_names
 from foreword.tasks.view import split_name
 from foreword.train.run_config import RunConfig
 

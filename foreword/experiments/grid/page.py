@@ -11,7 +11,6 @@ from foreword.config import dump_yaml
 from foreword.data.examples import get_format
 from foreword.errors import ForewordError
 from foreword.evaluate.across import Slope
-from foreword.evaluate.score_names import LOWER_IS_BETTER
 from foreword.evaluate.stats import Difference, Interval
 from foreword.experiments import report as page
 from foreword.experiments.data_page import check_task, data_blocks
@@ -33,6 +32,7 @@ from foreword.experiments.grid.search import write_trials
 from foreword.experiments.grid.spec import Grid, axes_of, points
 from foreword.experiments.svg import write_svg
 from foreword.tasks import get_task
+from foreword.tasks.scores import LOWER_IS_BETTER
 from foreword.tasks.view import SIGN, split_name
 
 SHOWN_CURVES = 12

@@ -14,13 +14,13 @@ from typing import Any
 
 from foreword.data.files import write_atomic
 from foreword.evaluate.across import mean_interval
-from foreword.evaluate.score_names import LOWER_IS_BETTER
 from foreword.evaluate.stats import Interval
 from foreword.experiments.grid.address import answers_in_template, relabelling, untouched_words
 from foreword.experiments.grid.spec import Grid, Target, cell_of
 from foreword.experiments.grid.state import Row, read_json, read_jsonl
 from foreword.experiments.grid.units import by_unit
 from foreword.experiments.grid.work import RUN, SCORES, TRAINED, folder_of
+from foreword.tasks.scores import LOWER_IS_BETTER
 from foreword.train.record import METRICS, TIMES
 from foreword.train.run_config import RunConfig
 
