@@ -190,7 +190,7 @@ def share(part: Sharing, site: Site, query: Tensor, call: AttentionCall) -> Part
     states = [prefix.states.get(site) for prefix, _ in part.runs]
     queries = (query.index_select(0, part.tokens) * _scaling(query, call)).transpose(0, 1).flatten(1, 2)
     scores = queries.new_full((*queries.shape[:2], part.longest), LOWEST, dtype=torch.float32)
-    with one_thread(len(states), query.device):
+    with one_thread(scores.numel() // len(states), query.device):
         for state, run, room in zip(states, queries.split(sizes, 1), scores.split(sizes, 1), strict=True):
             if state is not None:
                 room[..., : state[0].shape[1]] = torch.bmm(run, state[0].transpose(1, 2))
@@ -200,7 +200,7 @@ def share(part: Sharing, site: Site, query: Tensor, call: AttentionCall) -> Part
         hidden = (past & ~part.always_visible[:, None]).repeat_interleave(width, 0)
     weights, lse = _softmax(scores, hidden, call)
     outs = []
-    with one_thread(len(states), query.device):
+    with one_thread(scores.numel() // len(states), query.device):
         for state, run in zip(states, weights.to(query.dtype).split(sizes, 1), strict=True):
             if state is None:
                 outs.append(queries.new_zeros(*run.shape[:2], call.value.shape[-1]))
@@ -210,10 +210,15 @@ def share(part: Sharing, site: Site, query: Tensor, call: AttentionCall) -> Part
 
 
 @contextlib.contextmanager
-def one_thread(products: int, device: torch.device, few: int = 8) -> Iterator[None]:
-    """Do many small products on the calling thread: waking another one for each takes longer than the product."""
+def one_thread(size: int, device: torch.device, large: int = 1 << 17) -> Iterator[None]:
+    """Do small products on the calling thread: waking another one for each takes longer than the product.
+
+    Args:
+        size: scores that a product makes or takes; at `large` one thread and two are as fast (LOG.md, 2026-11-27).
+        device: threads matter on CPUs alone.
+    """
     threads = torch.get_num_threads()
-    if products <= few or threads == 1 or device.type != "cpu":
+    if size >= large or threads == 1 or device.type != "cpu":
         yield
         return
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ import os
 import re
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ class Batches:
         self._service, self.files = service, Files(service.store)
         self._root = service.store / FOLDER
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._writing: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant, as its quota is
         self._looking: asyncio.Task[None] | None = None
         self._ended: set[Path] = set()  # states that were seen to have ended: they never change again
 
@@ -246,8 +248,11 @@ class Batches:
             "id": f"batch_req_{uuid.uuid4().hex}", "custom_id": line["custom_id"],
             "response": {"status_code": status, "request_id": f"req-{uuid.uuid4().hex}", "body": body}, "error": None,
         }
-        with open(good if status == 200 else bad, "ab", opener=_existing) as out:
-            out.write(json.dumps(made, ensure_ascii=False).encode() + b"\n")
+        text = json.dumps(made, ensure_ascii=False).encode() + b"\n"
+        async with self._writing[tenant.name]:  # two at once could not be counted
+            await asyncio.to_thread(self._service.check_place, tenant, len(text))  # a full one ends the batch
+            with open(good if status == 200 else bad, "ab", opener=_existing) as out:
+                out.write(text)
         state["request_counts"]["completed" if status == 200 else "failed"] += 1
         self._save(tenant, state)
 

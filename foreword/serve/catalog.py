@@ -8,6 +8,7 @@ The disk is the truth and is looked at for every request (two `stat`s), so a fil
 counts at once, and a restart has nothing to recover.
 """
 
+import filecmp
 import hashlib
 import os
 import re
@@ -21,9 +22,9 @@ from foreword.artifact.directory import MANIFEST, PEFT_CONFIG, WEIGHTS
 from foreword.artifact.format import read_json
 from foreword.errors import ArtifactError
 from foreword.serve.faults import ApiError, bad_field, shown, unknown_model
-from foreword.serve.tenants import KEYS_FILE, LOCAL, Tenant
+from foreword.serve.tenants import KEYS_FILE, LOCAL, TENANTS, Tenant
 
-TENANTS, CURRENT = "tenants", "current"
+CURRENT = "current"
 RESERVED = (TENANTS, KEYS_FILE)
 """What the store itself keeps beside the forewords, besides hidden names, which no foreword can have."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -116,12 +117,14 @@ class Catalog:
     def install(self, tenant: Tenant, name: str, made: Path, version: str) -> Entry:
         """Move a checked artefact in as a version, make it the current one, and return its entry.
 
-        A version that is there already is kept: the same digest is the same content. Requests see the old version
-        or the new one, whole, also when the process is killed here.
+        A version that is there already is kept, for the same digest is the same content; only files that the disk
+        damaged since are replaced. Requests see the old version or the new one, whole, also when the process is
+        killed here.
         """
         home = self.own(tenant, name)
         home.mkdir(parents=True, exist_ok=True)
         if (home / version).is_dir():
+            _heal(home / version, made)
             shutil.rmtree(made)
         else:
             made.rename(home / version)
@@ -241,6 +244,17 @@ def tree_bytes(path: Path) -> int:
             except OSError:
                 continue
     return total
+
+
+def _heal(kept: Path, made: Path) -> None:
+    """Replace what differs in a stored version by what its digest stands for, file by file.
+
+    One that is as it was is not touched: its time would change, and the pool would load it again.
+    """
+    for path in sorted(made.iterdir()):
+        there = kept / path.name
+        if not there.is_file() or not filecmp.cmp(path, there, shallow=False):
+            path.replace(there)
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -17,14 +17,14 @@ import uvicorn
 from foreword.backbone import load_backbone
 from foreword.errors import ConfigError
 from foreword.serve.app import make_app
-from foreword.serve.catalog import TENANTS, Catalog
+from foreword.serve.catalog import Catalog
 from foreword.serve.engine import Engine
 from foreword.serve.logs import make_log
 from foreword.serve.pool import Pool
 from foreword.serve.service import Service
 from foreword.serve.settings import ServeConfig
 from foreword.serve.store_api import sweep
-from foreword.serve.tenants import Keyring, Tenant
+from foreword.serve.tenants import TENANTS, Keyring, Tenant
 from foreword.serve.tracing import OpenTracer, Tracer
 from foreword.serve.watch import Watch
 
@@ -164,11 +164,16 @@ def bind(config: ServeConfig) -> socket.socket:
 
 
 def check_open(config: ServeConfig, keyring: Keyring) -> None:
-    """Refuse to listen beyond this machine without keys, unless that is asked for.
+    """Refuse to listen beyond this machine without keys, unless that is asked for, and over a store that lost them.
 
     Raises:
         ConfigError: says how to make a key.
     """
+    if keyring.lost():
+        raise ConfigError(
+            f"store = {config.store!r} has forewords of tenants, but their keys' file is gone; restore keys.json from "
+            f"a copy, or make a key (`foreword keys add TENANT --store {config.store}`)"
+        )
     if keyring.keys() or config.open or _is_loopback(config.host):
         return
     raise ConfigError(

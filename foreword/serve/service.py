@@ -217,14 +217,23 @@ class Service:
         Raises:
             ApiError: 403, its forewords and files would take more than its quota.
         """
-        limit = tenant.quota.store_bytes
         with self._storing:
-            if limit is not None:
-                used = self.catalog.used(tenant)[1] + Files(self.store).used_bytes(tenant) + num_bytes
-                if used > limit:
-                    raise ApiError(403, f"forewords and files would take {used:,} bytes with this, your key allows "
-                                        f"{limit:,}; delete some first", code="quota_exceeded")
+            self.check_place(tenant, num_bytes)
             yield
+
+    def check_place(self, tenant: Tenant, num_bytes: int) -> None:
+        """Check that a tenant may put so many more bytes on the disk.
+
+        Raises:
+            ApiError: 403, its forewords and files would take more than its quota.
+        """
+        limit = tenant.quota.store_bytes
+        if limit is None:
+            return
+        used = self.catalog.used(tenant)[1] + Files(self.store).used_bytes(tenant) + num_bytes
+        if used > limit:
+            raise ApiError(403, f"forewords and files would take {used:,} bytes with this, your key allows "
+                                f"{limit:,}; delete some first", code="quota_exceeded")
 
     def answer_to(self, error: ForewordError) -> ApiError:
         """Return what a client is told of a fault of engine, pool or store; never a path of this machine."""

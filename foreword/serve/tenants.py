@@ -21,7 +21,7 @@ from foreword.config import build
 from foreword.errors import ConfigError
 from foreword.serve.faults import ApiError
 
-KEYS_FILE = "keys.json"
+KEYS_FILE, TENANTS = "keys.json", "tenants"
 LOCAL = "local"
 """The tenant of a server without keys, and the owner of the forewords that lie directly in the store."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -94,14 +94,14 @@ class Tenant:
 class Keyring:
     """The keys of a store, in `keys.json`, readable by its owner alone.
 
-    A store that never had the file is open: everybody is the operator. Once this process has seen the file, its loss
-    lets nobody in rather than everybody.
+    A store that never had the file is open: everybody is the operator. Where this process has seen the file, or tenants
+    have forewords, its loss lets nobody in rather than everybody.
     """
 
     def __init__(self, store: Path) -> None:
         self._path = store / KEYS_FILE
         self._stamp: tuple[int, int, int] | None = None
-        self._seen = False
+        self._seen = (store / TENANTS).is_dir()  # only a key's holder has a place there
         self._keys: dict[str, Key] = {}
         self._lock = threading.Lock()
 
@@ -122,6 +122,10 @@ class Keyring:
                 self._keys = _read(self._path) if stamp else {}
                 self._stamp = stamp
             return self._keys
+
+    def lost(self) -> bool:
+        """Return whether there must have been keys, and their file is gone."""
+        return not self.keys() and self._stamp is None and self._seen
 
     def add(
         self, tenant: str, *, grants: tuple[str, ...] = (), operator: bool = False, quota: Quota | None = None

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from foreword.evaluate.metrics import BY_GROUP, STATISTICS, captions, statistics
+from foreword.errors import ConfigError
+from foreword.evaluate.metrics import BY_GROUP, STATISTICS, captions, score, statistics
 from foreword.tasks.scores import LABEL_METRICS, LOWER_IS_BETTER, METRICS, SCORE_NAMES, score_names
 
 LEARNED = ("bert_score", "bleurt")  # they would fetch a model
@@ -32,3 +33,8 @@ def test_the_names_are_those_of_the_scores(metric):
     tables, skipped = statistics((metric,), texts, [[text] for text in texts], tuple(texts), keys)
     assert not skipped  # `make test` installs every metric's library
     assert set(tables[metric].scores()) - {"illegal"} == set(SCORE_NAMES[metric])
+
+
+def test_two_metrics_with_a_score_of_one_name_are_refused():
+    with pytest.raises(ConfigError, match="BLEU"):
+        score(["bleu", "e2e_bleu"], ["a b c d"], [["a b c d"]])

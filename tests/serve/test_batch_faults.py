@@ -11,6 +11,7 @@ from http_kit import PLAIN, serving, wait_for
 from foreword.serve import batches
 from foreword.serve.batches import check_lines, lines
 from foreword.serve.capacity import Capacity
+from foreword.serve.catalog import tree_bytes
 from foreword.serve.files import Files
 from foreword.serve.tenants import Keyring, Quota, Tenant
 
@@ -57,6 +58,18 @@ def ended(client, batch_id: str) -> dict:
 
 def content(client, file_id: str) -> list[dict]:
     return [json.loads(line) for line in client.get(f"/v1/files/{file_id}/content").text.splitlines()]
+
+
+# ---- a full place ----
+def test_answers_that_fill_a_tenant_s_place_end_its_batch(backbone, tmp_path):
+    content_in = as_lines(rows(200))
+    key = Keyring(tmp_path).add("ann", quota=Quota(store_bytes=len(content_in) + 10_000))
+    with serving(backbone, tmp_path, FakeEngine(backbone), FakePool()) as running, running.client(key) as http:
+        done = ended(http, begin(http, content_in).json()["id"])
+        made = content(http, done["output_file_id"])
+    assert done["status"] == "failed" and "delete some first" in done["errors"]["data"][0]["message"]
+    assert 0 < len(made) < 200 and done["request_counts"]["completed"] == len(made)
+    assert tree_bytes(tmp_path / ".files" / "ann") <= len(content_in) + 10_000
 
 
 # ---- files that go away ----

@@ -215,6 +215,24 @@ def test_a_foreword_that_is_damaged_on_the_disk_fails_alone(server, backbone):
     shutil.rmtree(store / "rotten")
 
 
+def test_storing_a_version_again_heals_what_the_disk_damaged(server, backbone, tmp_path):
+    artefact, home = save(backbone, tmp_path / "sound", seed=52), server.service.store / "heals"
+    with server.client() as http:
+        version = upload(http, "heals", artefact).json()["version"]
+        stored = home / version / WEIGHTS
+        before = stored.stat()
+        assert upload(http, "heals", artefact).json()["version"] == version
+        assert stored.stat().st_mtime_ns == before.st_mtime_ns  # sound files stay: the pool need not load them again
+        content = bytearray(stored.read_bytes())
+        content[-2] ^= 1
+        stored.write_bytes(content)
+        assert completion(http, "heals").status_code == 500
+        assert upload(http, "heals", artefact).json()["version"] == version
+        assert stored.read_bytes() == (artefact / WEIGHTS).read_bytes()
+        assert text_of(completion(http, "heals")) == offline(backbone, server.service.store, f"heals/{version}", TEXT)
+        assert http.delete("/v1/forewords/heals").status_code == 200
+
+
 def test_hub_ids_need_the_list(server):
     with server.client() as http:
         refused = http.post("/v1/forewords", json={"name": "h", "source": "evil/x"})

@@ -15,6 +15,8 @@ from foreword.artifact.directory import FILES
 from foreword.errors import ConfigError
 from foreword.serve.faults import ApiError
 from foreword.serve.limits import Limits
+from foreword.serve.server import check_open
+from foreword.serve.settings import ServeConfig
 from foreword.serve.tenants import KEYS_FILE, Keyring, Quota, Tenant, describe
 
 
@@ -90,6 +92,19 @@ def test_a_key_file_that_is_gone_or_cannot_be_read_lets_nobody_in(tmp_path):
         assert other.holder("") is None
         with pytest.raises(ConfigError, match="cannot be read"):
             other.keys()
+
+
+def test_a_server_over_tenants_forewords_whose_keys_are_gone_lets_nobody_in_and_does_not_start(tmp_path):
+    (tmp_path / "tenants" / "ann").mkdir(parents=True)
+    ring = Keyring(tmp_path)
+    with pytest.raises(ApiError, match="missing or not valid"):
+        ring.who(None)
+    for config in (ServeConfig("b", str(tmp_path)), ServeConfig("b", str(tmp_path), open=True)):
+        with pytest.raises(ConfigError, match=r"restore keys\.json"):
+            check_open(config, ring)
+    key = Keyring(tmp_path).add("ann")
+    check_open(ServeConfig("b", str(tmp_path)), ring)
+    assert ring.who(f"Bearer {key}").name == "ann"
 
 
 @pytest.mark.parametrize("name", [KEYS_FILE, "Keys.JSON", "tenants", "Tenants"])

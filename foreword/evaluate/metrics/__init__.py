@@ -24,6 +24,7 @@ from foreword.evaluate.metrics.statistics import (
     check_outputs,
 )
 from foreword.evaluate.metrics.triples import dart_bleu, dart_meteor, webnlg_bleu, webnlg_meteor, webnlg_ter
+from foreword.tasks.scores import check_score_names
 
 __all__ = ["METRICS", "STATISTICS", "Statistics", "check_metrics", "illegal_rate", "score", "statistics"]
 
@@ -115,6 +116,12 @@ def statistics(
 def score(
     names: Sequence[str], predictions: Texts, references: References, labels: Sequence[str] = ()
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Return all scores in one mapping (BLEU, NIST, ...), and the skipped metrics with the reason."""
+    """Return all scores in one mapping (BLEU, NIST, ...), and the skipped metrics with the reason.
+
+    Raises:
+        ConfigError: two metrics give a score of one name, of which the mapping could hold only one.
+    """
+    check_metrics(names)
+    check_score_names(names)
     found, skipped = statistics(names, predictions, references, labels)
     return {key: value for table in found.values() for key, value in table.scores().items()}, skipped
