@@ -121,7 +121,6 @@ def score(
     Raises:
         ConfigError: two metrics give a score of one name, of which the mapping could hold only one.
     """
-    check_metrics(names)
     check_score_names(names)
     found, skipped = statistics(names, predictions, references, labels)
     return {key: value for table in found.values() for key, value in table.scores().items()}, skipped
