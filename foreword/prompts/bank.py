@@ -53,6 +53,11 @@ class PrefixKV:
         infix = {site: (k.detach(), v.detach()) for site, (k, v) in self.infix.items()}
         return dataclasses.replace(self, states=states, infix=infix)
 
+    @cached_property
+    def columns(self) -> States:
+        """The prefix's keys as [K, D, P], as products with queries take them, and its values; views made once."""
+        return {site: (key.transpose(1, 2), value) for site, (key, value) in self.states.items()}
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values."""

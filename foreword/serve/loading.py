@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from foreword.artifact.directory import MANIFEST
 from foreword.artifact.format import (
@@ -153,14 +154,15 @@ def _dense(prefix: PrefixKV, backbone: Backbone) -> PrefixKV:
     """Return a prefix with every site's keys and values in memory of their own, as products read them fastest."""
 
     def own(states: States) -> States:
-        return {
-            site: tuple(t.detach().to(backbone.device, backbone.dtype).clone(memory_format=torch.contiguous_format)
-                        for t in pair)
-            for site, pair in states.items()
-        }
+        return {site: (_copied(key.transpose(1, 2), backbone).transpose(1, 2), _copied(value, backbone))
+                for site, (key, value) in states.items()}
 
     fields = {name: getattr(prefix, name) for name in ("length", "infix_length", "always_visible", "includes_bos")}
     return PrefixKV(own(prefix.states), infix=own(prefix.infix), **fields)
+
+
+def _copied(states: Tensor, backbone: Backbone) -> Tensor:
+    return states.detach().to(backbone.device, backbone.dtype).clone(memory_format=torch.contiguous_format)
 
 
 __all__ = ["Facts", "Source", "load", "read_facts", "served_bytes"]

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from foreword.backbone import Backbone
 from foreword.prompts.inject import activate
-from foreword.serve.attend import Decoding, Reading, Sharing, StepAttention, StepLayout, Writing
+from foreword.serve.attend import Decoding, Reading, StepAttention, StepLayout, Writing
 from foreword.serve.cache import KvCache, Shelf
 from foreword.serve.capacity import Capacity
 from foreword.serve.request import RequestError
 from foreword.serve.rows import INLINE, LiveRow
+from foreword.serve.share import Sharing
 
 
 class Runner(Protocol):
@@ -205,13 +206,11 @@ def _sharing(rows: list[LiveRow], owner: list[int], positions: list[int], device
             groups.setdefault(id(rows[number].prefix), []).append(token)
     if not groups:
         return None
-    runs, tokens = [], []
-    for key, members in groups.items():
-        runs.append((prefixes[key], slice(len(tokens), len(tokens) + len(members))))
-        tokens += members
-    always = [prefix.always_visible for prefix, rows_of in runs for _ in range(rows_of.stop - rows_of.start)]
+    runs = sorted(((prefixes[key], members) for key, members in groups.items()), key=lambda run: run[0].length)
+    tokens = [token for _, members in runs for token in members]
+    always = [prefix.always_visible for prefix, members in runs for _ in members]
     tensors = (torch.tensor(v, device=device) for v in (tokens, [positions[n] for n in tokens], always))
-    return Sharing(*tensors, runs, max(prefix.length for prefix, _ in runs))
+    return Sharing(*tensors, [(prefix, len(members)) for prefix, members in runs])
 
 
 def _tokens(row: LiveRow, count: int) -> list[int]:

@@ -8,10 +8,10 @@ from torch import nn
 from foreword.prompts.bank import PrefixKV
 from foreword.prompts.inject import AttentionCall
 from foreword.prompts.spec import PromptSpec
-from foreword.serve.attend import Partial, attention, merge, one_thread, with_sinks
 from foreword.serve.cache import KvCache, shelf_length
 from foreword.serve.capacity import Capacity
 from foreword.serve.loading import load
+from foreword.serve.partial import Partial, attention, merge, with_sinks
 from foreword.serve.pool import Lease
 from foreword.serve.request import Request, Sampling, Ticket
 from foreword.serve.rows import LiveRow
@@ -211,17 +211,3 @@ def test_memory_grows_with_forewords_not_with_rows(gpt2):
     assert all(plain.add(row_of(gpt2, (5, 6, 7), None, 4)) for _ in range(16))
     assert with_prefix == plain.cache_bytes
     assert len({id(row.prefix) for row in rows}) == 1 and isinstance(rows[0].prefix, PrefixKV)
-
-
-def test_small_products_run_on_one_thread_and_the_others_come_back():
-    cpu = torch.device("cpu")
-    torch.set_num_threads(2)
-    try:
-        with one_thread(1 << 17, cpu):
-            assert torch.get_num_threads() == 2
-        with pytest.raises(KeyError), one_thread(1000, cpu):
-            assert torch.get_num_threads() == 1
-            raise KeyError
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(1)
