@@ -24,7 +24,7 @@ from foreword.serve.cohort import SequenceRunner
 from foreword.serve.ledger import EngineStats, Ledger
 from foreword.serve.pool import ForewordInfo, Pool
 from foreword.serve.request import Answer, EngineStopped, FinishReason, Piece, QueueFull, Request, RequestError, Ticket
-from foreword.serve.rows import LiveRow, fault_text
+from foreword.serve.rows import LiveRow, fault_text, is_out_of_memory
 from foreword.serve.sampling import Sampler, log_probabilities
 from foreword.serve.scheduler import Scheduler, Verdict
 from foreword.serve.step import DecoderRunner, Runner
@@ -267,8 +267,9 @@ class Engine:
             if self._runner.add(row):
                 return Verdict.STARTED
         except Exception as error:  # no memory for its place, a disk's fault: the others go on
-            self._end(row, "error", fault_text(error))
-            return Verdict.REMOVED
+            if not (is_out_of_memory(error) and self._runner.rows):  # when one of those leaves there may be room
+                self._end(row, "error", fault_text(error))
+                return Verdict.REMOVED
         self._give_back(row)
         return Verdict.FULL
 

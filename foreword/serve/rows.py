@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
+
 from foreword.backbone import Backbone
 from foreword.errors import ForewordError
 from foreword.prompts.bank import PrefixKV
@@ -119,4 +121,11 @@ def fault_text(error: BaseException) -> str:
     return text if isinstance(error, ForewordError) else f"{type(error).__name__}: {text}"
 
 
-__all__ = ["INLINE", "LiveRow", "fault_text"]
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; PyTorch's allocator for CPUs says so in a plain RuntimeError's text alone."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+__all__ = ["INLINE", "LiveRow", "fault_text", "is_out_of_memory"]

@@ -114,6 +114,35 @@ def test_memory_that_runs_out_for_one_row_s_place_ends_that_row_alone(llama, mon
         assert engine.stats().state == "running"
 
 
+def no_gpu_memory():
+    raise torch.OutOfMemoryError("no memory")
+
+
+@pytest.mark.parametrize("run_out", [no_gpu_memory, lambda: torch.empty(1 << 50)])
+def test_rows_wait_while_memory_is_short_and_none_is_lost(llama, monkeypatch, run_out):
+    pool = Pool(llama)
+    pool.register("x", prompt := drawn(llama, PromptSpec(length=3), 0))
+    with Engine(llama, pool) as engine:
+        add, refused = engine._runner.add, []
+
+        def short_of_memory(row):
+            if len(engine._runner.rows) >= 2:
+                refused.append(row)
+                run_out()
+            return add(row)
+
+        monkeypatch.setattr(engine._runner, "add", short_of_memory)
+        tickets = [engine.submit(Request((5, 6, 7), "x", max_tokens=n, ignore_eos=True)) for n in (9, 30, 4, 5, 6)]
+        answers = [ticket.result(30)[0] for ticket in tickets]
+        assert len(refused) > 3 and all(row.lease is None for row in refused)
+        assert [len(answer.token_ids) for answer in answers] == [9, 30, 4, 5, 6]
+    pool.unregister("x")
+    assert pool.stats().resident_bytes == 0  # no lease is left
+    pool.close()
+    wanted = alone(llama)((5, 6, 7), prompt, 4)
+    assert list(answers[2].token_ids)[: len(wanted)] == wanted
+
+
 def test_a_disk_s_fault_ends_its_row_without_telling_a_path(llama, monkeypatch):
     pool = Pool(llama)
     pool.register("x", drawn(llama, PromptSpec(length=2), 0))
