@@ -1,6 +1,6 @@
 """Draws the README's picture from a record of `recipe_table.py`: one bar a recipe, one dot a seed.
 
-python benchmarks/results_picture.py benchmarks/records/2026-11-26_e2e_table.json docs/results/e2e.svg
+python benchmarks/results_picture.py benchmarks/records/2026-11-27_e2e_table.json docs/results/e2e.svg
 """
 
 import argparse
