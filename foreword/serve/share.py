@@ -58,6 +58,7 @@ class Room:
         scores, weights: by run, [K, n * G, P], in one piece each.
         padded: [m, longest P] float32; what no run writes has the lowest number.
         slices: by run, its part of the m rows.
+        product_size: scores that one product makes, on average.
     """
 
     def __init__(self, sharing: Sharing, query: Tensor, width: int) -> None:
@@ -77,6 +78,7 @@ class Room:
         self.rows = sharing.tokens[self._tokens] * (heads * groups) + order % (heads * groups)
         sizes = [count * heads * groups for count in counts]
         areas = [size * length for size, length in zip(sizes, lengths, strict=True)]
+        self.product_size = sum(areas) // len(areas)
         self.slices = [slice(*ends) for ends in pairwise(accumulate(sizes, initial=0))]
         self.query, self.out = query.new_empty(sum(sizes), depth), query.new_empty(sum(sizes), width)
         scores, weights = query.new_empty(sum(areas)), query.new_empty(sum(areas))
@@ -92,11 +94,6 @@ class Room:
             parts = (flat[cell : cell + size * length].view(size, length) for flat in (scores, weights))
             self._by_length.append((*parts, slice(row, row + size), length))
             row, cell = row + size, cell + size * length
-
-    @property
-    def product_size(self) -> int:
-        """Scores that one product makes, on average."""
-        return sum(scores.numel() for scores in self.scores) // len(self.scores)
 
     def pad(self) -> Tensor:
         """Return all scores as [m, longest P]."""
