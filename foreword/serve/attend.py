@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 from foreword.prompts.bank import Site
 from foreword.prompts.inject import AttentionCall
 from foreword.serve.cache import Shelf
-from foreword.serve.partial import Partial, attention, merge, with_sinks
-from foreword.serve.share import Sharing, share
+from foreword.serve.partial import Partial, attention, scaled, with_sinks
+from foreword.serve.share import Sharing, add_prefixes
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,14 +28,14 @@ class Decoding:
 
     Attributes:
         shelf: where the rows are.
-        tokens: [n] their places among the step's N tokens.
+        tokens: their n places among the step's N tokens.
         index: [n] their places in the shelf.
         at: [R] position of each row's new token in its own text; 0 for rows that take no part.
         longest: S.
     """
 
     shelf: Shelf
-    tokens: Tensor
+    tokens: slice
     index: Tensor
     at: Tensor
     longest: int
@@ -111,7 +111,8 @@ class StepAttention:
         """Return [1, N, H, D]: store the new keys and values, and let each token see its text and its foreword."""
         site, layout = call.site, self.layout
         heads, kv_heads = call.query.shape[1], call.key.shape[1]
-        query = call.query[0].transpose(0, 1).unflatten(1, (kv_heads, heads // kv_heads))  # [N, K, G, D]
+        query = call.query[0].transpose(0, 1).unflatten(1, (kv_heads, heads // kv_heads))
+        query = scaled(query, call)  # [N, K, G, D]
         key, value = call.key[0].transpose(0, 1), call.value[0].transpose(0, 1)  # [N, K, D]
         for part in layout.writing:
             part.write(part.shelf.keys[site], key)
@@ -123,7 +124,7 @@ class StepAttention:
         for part in layout.reading:
             _put(made, slice(part.first, part.first + part.count), read(part, site, query, call))
         if (part := layout.sharing) is not None and part.has(site):
-            _add(made, *share(part, site, query, call))
+            add_prefixes(made, part, site, query, call)
         return with_sinks(made, call.options.get("s_aux")).out.flatten(1, 2)[None], None
 
 
@@ -160,14 +161,6 @@ def _unfold(made: Partial, width: int) -> Partial:
     return Partial(*(t.unflatten(1, (-1, width)).transpose(0, 1) for t in (made.out, made.lse)))
 
 
-def _put(made: Partial, tokens: Tensor | slice, part: Partial) -> None:
+def _put(made: Partial, tokens: slice, part: Partial) -> None:
     made.out[tokens] = part.out.to(made.out.dtype)
     made.lse[tokens] = part.lse.to(made.lse.dtype)
-
-
-def _add(made: Partial, rows: Tensor, part: Partial) -> None:
-    """Add attention over further keys to that of some rows of [N * K * G]."""
-    out, lse = made.out.flatten(0, 2), made.lse.flatten()  # views
-    both = merge(Partial(out.index_select(0, rows), lse.index_select(0, rows)), part)
-    out.index_copy_(0, rows, both.out)
-    lse.index_copy_(0, rows, both.lse)

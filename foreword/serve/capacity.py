@@ -15,6 +15,8 @@ class Capacity:
         step_tokens: most new tokens in one pass; long texts are read in pieces of this, so that nobody else waits.
         cache_bytes: of the rows' own keys and values (text and answer, not prefixes). A row's place is reserved
             when it starts, so no row is ever thrown out to make room.
+        prefix_bytes: for copies of running rows' prefixes, which stand side by side so that one product meets many;
+            where they do not fit, rows run as before, but slower.
         queued: most rows that wait, over all tenants.
         queued_per_tenant: most rows that one tenant may have waiting.
         new_tokens: most tokens that one request may ask for.
@@ -25,6 +27,7 @@ class Capacity:
     rows: int = 128
     step_tokens: int = 512
     cache_bytes: int = 2 << 30
+    prefix_bytes: int = 512 << 20
     queued: int = 4096
     queued_per_tenant: int = 4096
     new_tokens: int = 4096

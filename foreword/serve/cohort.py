@@ -60,6 +60,11 @@ class SequenceRunner:
         """Bytes of keys and values of all rows, as reserved."""
         return sum(len(row.ids) + row.limit for row in self.rows) * self._position_bytes
 
+    @property
+    def prefix_bytes(self) -> int:
+        """0: these rows' prefixes are read from where the pool has them."""
+        return 0
+
     def can_ever_hold(self, total_len: int) -> bool:
         """Whether a row of this length fits when nothing else runs."""
         return total_len * self._position_bytes <= self._capacity.cache_bytes

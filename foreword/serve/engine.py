@@ -152,6 +152,7 @@ class Engine:
                 queued_tokens=self._queue.tokens,
                 cache_bytes=self._runner.cache_bytes,
                 cache_limit_bytes=self.capacity.cache_bytes,
+                prefix_bytes=self._runner.prefix_bytes,
                 rows_by_foreword={name: names.count(name) for name in dict.fromkeys(names)},
             )
 

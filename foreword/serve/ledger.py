@@ -18,6 +18,7 @@ class EngineStats:
         running_rows, queued_rows: now.
         queued_tokens: text tokens and tokens to be made of what waits.
         cache_bytes, cache_limit_bytes: reserved for rows' keys and values, and the most that may be.
+        prefix_bytes: of copies of running rows' prefixes that stand side by side.
         steps, prompt_tokens, made_tokens: so far.
         finished: rows by finish reason.
         refused: requests turned away because the queue was full.
@@ -32,6 +33,7 @@ class EngineStats:
     queued_tokens: int = 0
     cache_bytes: int = 0
     cache_limit_bytes: int = 0
+    prefix_bytes: int = 0
     steps: int = 0
     prompt_tokens: int = 0
     made_tokens: int = 0

@@ -154,8 +154,7 @@ def _dense(prefix: PrefixKV, backbone: Backbone) -> PrefixKV:
     """Return a prefix with every site's keys and values in memory of their own, as products read them fastest."""
 
     def own(states: States) -> States:
-        return {site: (_copied(key.transpose(1, 2), backbone).transpose(1, 2), _copied(value, backbone))
-                for site, (key, value) in states.items()}
+        return {site: (_copied(key, backbone), _copied(value, backbone)) for site, (key, value) in states.items()}
 
     fields = {name: getattr(prefix, name) for name in ("length", "infix_length", "always_visible", "includes_bos")}
     return PrefixKV(own(prefix.states), infix=own(prefix.infix), **fields)

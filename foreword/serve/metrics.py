@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from foreword.serve.request import Ticket
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
-ENGINE_GAUGES = ("running_rows", "queued_rows", "queued_tokens", "cache_bytes", "cache_limit_bytes", "tok_per_sec",
-                 "step_rows", "step_sec")
+ENGINE_GAUGES = ("running_rows", "queued_rows", "queued_tokens", "cache_bytes", "cache_limit_bytes", "prefix_bytes",
+                 "tok_per_sec", "step_rows", "step_sec")
 ENGINE_COUNTERS = ("steps", "prompt_tokens", "made_tokens", "refused")
 POOL_GAUGES = ("names", "resident", "resident_bytes", "budget_bytes")
 POOL_COUNTERS = ("hits", "misses", "loads", "failures", "evictions", "load_sec")

@@ -69,7 +69,7 @@ def snapshot(service: Service, tenant: Tenant) -> dict[str, Any]:
     }
     if tenant.operator:
         names = ("running_rows", "queued_rows", "steps", "made_tokens", "prompt_tokens", "tok_per_sec", "step_sec",
-                 "cache_bytes", "cache_limit_bytes")
+                 "cache_bytes", "cache_limit_bytes", "prefix_bytes")
         made["engine"] = {name: getattr(engine, name) for name in names}
         names = ("names", "resident_bytes", "budget_bytes", "hits", "misses", "evictions")
         made["pool"] |= {"count": pool.resident, **{name: getattr(pool, name) for name in names}}

@@ -27,21 +27,21 @@ def attention(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor | None, 
     """Return softmax attention and its log-sum-exp.
 
     Args:
-        query: [..., n, D].
+        query: [..., n, D], scaled.
         key: [..., S, D].
         value: [..., S, D].
         hidden: broadcasts to [..., n, S]; what a query must not see. Where that is all, its lse is the lowest number.
-        call: for scaling and soft-capping.
+        call: for soft-capping.
     """
-    scores = torch.matmul(query * scaling(query, call), key.transpose(-1, -2))
+    scores = torch.matmul(query, key.transpose(-1, -2))
     weights, lse = softmax_and_lse(scores, hidden, call)
     return Partial(torch.matmul(weights.to(value.dtype), value), lse)
 
 
-def scaling(query: Tensor, call: AttentionCall) -> float:
-    """Return what scores are multiplied with before the softmax."""
+def scaled(query: Tensor, call: AttentionCall) -> Tensor:
+    """Return queries [..., D] times what scores are multiplied with before the softmax, in one piece of memory."""
     given = call.options.get("scaling")
-    return query.shape[-1] ** -0.5 if given is None else given
+    return (query * (query.shape[-1] ** -0.5 if given is None else given)).contiguous()
 
 
 def softmax_and_lse(scores: Tensor, hidden: Tensor | None, call: AttentionCall) -> tuple[Tensor, Tensor]:

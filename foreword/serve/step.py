@@ -4,20 +4,22 @@ All new tokens lie end to end in one row of the model ([1, N]), so that linear l
 `serve/attend.py`'s. Equal to Transformers' own generation of each row alone (tests/serve/test_engine.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.prompts.bank import PrefixKV
 from foreword.prompts.inject import activate
 from foreword.serve.attend import Decoding, Reading, StepAttention, StepLayout, Writing
 from foreword.serve.cache import KvCache, Shelf
 from foreword.serve.capacity import Capacity
+from foreword.serve.prefix_shelf import PrefixShelf, PrefixShelves
 from foreword.serve.request import RequestError
 from foreword.serve.rows import INLINE, LiveRow
-from foreword.serve.share import Sharing
+from foreword.serve.share import gather
 
 
 class Runner(Protocol):
@@ -36,6 +38,11 @@ class Runner(Protocol):
     @property
     def cache_bytes(self) -> int:
         """Bytes of keys and values of all rows."""
+        ...
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of copies of the rows' prefixes."""
         ...
 
     def can_ever_hold(self, total_len: int) -> bool:
@@ -61,6 +68,7 @@ class DecoderRunner:
     def __init__(self, backbone: Backbone, capacity: Capacity) -> None:
         self._backbone, self._capacity = backbone, capacity
         self._cache = KvCache(backbone.geometry, backbone.device, backbone.dtype, capacity.cache_bytes)
+        self._prefixes = PrefixShelves(capacity.prefix_bytes)
         self.rows: list[LiveRow] = []
         self.in_pass: list[LiveRow] = []
 
@@ -68,6 +76,11 @@ class DecoderRunner:
     def cache_bytes(self) -> int:
         """Bytes of keys and values of all rows."""
         return self._cache.num_bytes
+
+    @property
+    def prefix_bytes(self) -> int:
+        """Bytes of copies of the rows' prefixes, which stand side by side."""
+        return self._prefixes.num_bytes
 
     def can_ever_hold(self, total_len: int) -> bool:
         """Whether a row of this length fits when nothing else runs."""
@@ -82,6 +95,8 @@ class DecoderRunner:
         row.place = self._cache.reserve(len(row.ids) + row.limit)
         if row.place is None:
             return False
+        if row.prefix is not None:
+            self._prefixes.join(row.prefix)
         self.rows.append(row)
         return True
 
@@ -91,6 +106,8 @@ class DecoderRunner:
         self.in_pass = [other for other in self.in_pass if other is not row]  # nor may its ticket stay
         self._cache.release(row.place)
         row.place = None
+        if row.prefix is not None:
+            self._prefixes.leave(row.prefix)
 
     @torch.inference_mode()
     def step(self) -> tuple[list[LiveRow], Tensor]:
@@ -101,7 +118,7 @@ class DecoderRunner:
         self.in_pass = []
         runs = self._choose_runs()
         self.in_pass = [row for row, _ in runs]
-        layout, positions = lay_out(runs, self._backbone.device)
+        layout, positions = lay_out(runs, self._backbone.device, self._prefixes)
         last = _last_tokens(runs)
         keep = torch.tensor(list(last.values()) or [0], device=self._backbone.device)  # a model wants at least one
         inputs = self._inputs(runs)
@@ -153,12 +170,15 @@ def check_start(row: LiveRow) -> None:
         raise RequestError("prompt has no token to start from; give it at least one", "prompt")
 
 
-def lay_out(runs: list[tuple[LiveRow, int]], device: torch.device) -> tuple[StepLayout, Tensor]:
+def lay_out(
+    runs: list[tuple[LiveRow, int]], device: torch.device, shelves: Iterable[PrefixShelf] = ()
+) -> tuple[StepLayout, Tensor]:
     """Return where everything lies, and [1, N] absolute positions.
 
     Args:
         runs: rows and how many tokens each takes; those with one token that decode come first, by shelf and place.
         device: where the model lives.
+        shelves: where prefixes stand side by side.
     """
     starts, total = [], 0
     for _, count in runs:
@@ -171,21 +191,21 @@ def lay_out(runs: list[tuple[LiveRow, int]], device: torch.device) -> tuple[Step
     for shelf in dict.fromkeys(row.place.shelf for row, _ in runs):
         here = [n for n, (row, _) in enumerate(runs) if row.place.shelf is shelf and not row.is_reading]
         if here:
-            decoding.append(_decoding(shelf, [runs[n][0] for n in here], [starts[n] for n in here], device))
+            decoding.append(_decoding(shelf, [runs[n][0] for n in here], here[0], device))  # their tokens: side by side
     for (row, count), start in zip(runs, starts, strict=True):
         if row.is_reading:
             reading.append(Reading(row.place.shelf, row.place.index, start, count, row.cached))
     writing = _writing([row for row, _ in runs], owner, at, device)
-    sharing = _sharing([row for row, _ in runs], owner, positions, device)
+    sharing = gather(_tokens_of_prefixes([row for row, _ in runs], owner), positions, shelves, device)
     return StepLayout(writing, decoding, reading, sharing), torch.tensor([positions], device=device)
 
 
-def _decoding(shelf: Shelf, rows: list[LiveRow], tokens: list[int], device: torch.device) -> Decoding:
+def _decoding(shelf: Shelf, rows: list[LiveRow], first: int, device: torch.device) -> Decoding:
     at = [0] * len(shelf.places)
     for row in rows:
         at[row.place.index] = row.cached
     index = torch.tensor([row.place.index for row in rows], device=device)
-    return Decoding(shelf, torch.tensor(tokens, device=device), index, torch.tensor(at, device=device), max(at) + 1)
+    return Decoding(shelf, slice(first, first + len(rows)), index, torch.tensor(at, device=device), max(at) + 1)
 
 
 def _writing(rows: list[LiveRow], owner: list[int], at: list[int], device: torch.device) -> list[Writing]:
@@ -198,19 +218,13 @@ def _writing(rows: list[LiveRow], owner: list[int], at: list[int], device: torch
     return parts
 
 
-def _sharing(rows: list[LiveRow], owner: list[int], positions: list[int], device: torch.device) -> Sharing | None:
-    groups: dict[int, list[int]] = {}
-    prefixes = {id(row.prefix): row.prefix for row in rows if row.prefix is not None and row.prefix.states}
+def _tokens_of_prefixes(rows: list[LiveRow], owner: list[int]) -> dict[PrefixKV, list[int]]:
+    """Return, by prefix, the places of its rows' tokens in the step."""
+    found: dict[PrefixKV, list[int]] = {}
     for token, number in enumerate(owner):
-        if id(rows[number].prefix) in prefixes:
-            groups.setdefault(id(rows[number].prefix), []).append(token)
-    if not groups:
-        return None
-    runs = sorted(((prefixes[key], members) for key, members in groups.items()), key=lambda run: run[0].length)
-    tokens = [token for _, members in runs for token in members]
-    always = [prefix.always_visible for prefix, members in runs for _ in members]
-    tensors = (torch.tensor(v, device=device) for v in (tokens, [positions[n] for n in tokens], always))
-    return Sharing(*tensors, [(prefix, len(members)) for prefix, members in runs])
+        if (prefix := rows[number].prefix) is not None:
+            found.setdefault(prefix, []).append(token)
+    return found
 
 
 def _tokens(row: LiveRow, count: int) -> list[int]:

@@ -11,7 +11,7 @@ from foreword.prompts.spec import PromptSpec
 from foreword.serve.cache import KvCache, shelf_length
 from foreword.serve.capacity import Capacity
 from foreword.serve.loading import load
-from foreword.serve.partial import Partial, attention, merge, with_sinks
+from foreword.serve.partial import Partial, attention, merge, scaled, with_sinks
 from foreword.serve.pool import Lease
 from foreword.serve.request import Request, Sampling, Ticket
 from foreword.serve.rows import LiveRow
@@ -37,8 +37,9 @@ def test_two_parts_merged_equal_attention_over_both(options):
     hidden[0, ..., :4], hidden[0, ..., 4] = True, False  # nothing of the first part is seen
     hidden[1, ..., 4:], hidden[1, ..., 0] = True, False  # nothing of the second
     hidden[2:, ..., 0] = False
-    whole = attention(query, key, value, hidden, call(**options))
-    parts = [attention(query, key[:, :, s], value[:, :, s], hidden[..., s], call(**options)) for s in
+    query, options = scaled(query, call(**options)), call(**options)
+    whole = attention(query, key, value, hidden, options)
+    parts = [attention(query, key[:, :, s], value[:, :, s], hidden[..., s], options) for s in
              (slice(0, 4), slice(4, 11))]
     made = merge(*parts)
     assert torch.allclose(made.out, whole.out, atol=1e-6)
@@ -50,7 +51,7 @@ def test_the_log_sum_exp_read_off_the_largest_weight_is_torch_s():
     query, key = (torch.randn(2, 50, 8, generator=generator, dtype=torch.float32) * 4 for _ in range(2))
     hidden = torch.rand(2, 50, 50, generator=generator) < 0.9
     hidden[..., 0] = False
-    made = attention(query, key, key, hidden, call(scaling=1.0))
+    made = attention(query, key, key, hidden, call())
     scores = (query.double() @ key.double().transpose(1, 2)).masked_fill(hidden, -torch.inf)
     assert torch.allclose(made.lse.double(), scores.logsumexp(-1), rtol=1e-6, atol=1e-5)
     assert torch.allclose(made.out.double(), scores.softmax(-1) @ key.double(), atol=1e-5)
