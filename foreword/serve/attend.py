@@ -1,7 +1,7 @@
 """Attention of one serving step: each new token sees its row's foreword (stored once) and its row's own text.
 
-Both parts are put together as `serve/partial.py` has it, so no keys are ever concatenated, and all tokens that share a
-foreword meet its keys in one matrix product (`serve/share.py`).
+Both parts are put together as `serve/partial.py` has it, so no keys are ever concatenated, and tokens of many forewords
+meet these in few matrix products (`serve/share.py`).
 
 Notation: N new tokens of the step, lying end to end in one row of the model; K key/value heads; G = H / K query heads
 for each of them; D head width; R rows of a shelf; S positions that the longest of them has; P virtual tokens.
