@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from meters import machine, matmul_ceiling
 from peft_server import Peft
-from servers import Ours
+from servers import Ours, gpt2_backbone
 from workload import Workload
 
 
@@ -56,8 +56,9 @@ def best_batch(peft: Peft, sizes: list[int]) -> int:
 def measure(args: argparse.Namespace, count: int) -> dict:
     """Return the figures of one number of forewords."""
     work = Workload(args.requests, args.new_tokens)
-    ours, plain = Ours(args, work, count, work.lengths), Ours(args, work, 0, ())
-    shared = Ours(args, work, 1, (100,))
+    backbone = gpt2_backbone(args)
+    ours, plain = Ours(args, work, count, work.lengths, backbone), Ours(args, work, 0, (), backbone)
+    shared = Ours(args, work, 1, (100,), backbone)
     contenders: dict[str, Ours | Peft] = {"ours": ours, "plain": plain, "shared": shared}
     answers, beside_peft = ours.run(), {}
     plain.run(), shared.run()  # warm, as ours is now

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from workload import Workload, gpt2_model
 
-from foreword.backbone import wrap_backbone
+from foreword.backbone import Backbone, wrap_backbone
 from foreword.prompts.soft_prompt import SoftPrompt, make_prompt
 from foreword.prompts.spec import PromptSpec
 from foreword.serve.capacity import Capacity
@@ -16,12 +16,19 @@ from foreword.serve.pool import Pool
 from foreword.serve.request import Request
 
 
+def gpt2_backbone(args: argparse.Namespace) -> Backbone:
+    """Return the benchmarks' model; where engines are compared they share it, for not all memory is equally fast."""
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, "x")), eos_token="x")
+    return wrap_backbone(gpt2_model("float32", args.device, args.layers), words)
+
+
 class Ours:
     """The engine, with `count` prefixes (0 for none)."""
 
-    def __init__(self, args: argparse.Namespace, work: Workload, count: int, lengths: tuple[int, ...]) -> None:
-        words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"x": 0}, "x")), eos_token="x")
-        self.backbone = wrap_backbone(gpt2_model("float32", args.device, args.layers), words)
+    def __init__(
+        self, args: argparse.Namespace, work: Workload, count: int, lengths: tuple[int, ...], backbone: Backbone
+    ) -> None:
+        self.backbone = backbone
         self.pool, self.prompts = Pool(self.backbone, 4 << 30), []
         for number in range(count):
             self.prompts.append(self._drawn(PromptSpec(length=lengths[number % len(lengths)]), number))

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from meters import machine, matmul_ceiling
-from servers import Ours
+from servers import Ours, gpt2_backbone
 from workload import Workload
 
+from foreword.backbone import Backbone
 from foreword.engines.export import export_one
 from foreword.engines.prefix_files import PrefixFile, salt_of
 
@@ -81,11 +82,13 @@ def turns(vllm: Vllm, works: list[Workload], files: list[PrefixFile]) -> dict[st
     }
 
 
-def ours(args: argparse.Namespace, works: list[Workload], count: int, lengths: tuple[int, ...]) -> dict[str, Any]:
+def ours(
+    args: argparse.Namespace, works: list[Workload], backbone: Backbone, count: int, lengths: tuple[int, ...]
+) -> dict[str, Any]:
     """Return the same figures of our engine."""
     best = float("inf")
     for work in works[1:]:
-        engine = Ours(args, work, count, lengths)
+        engine = Ours(args, work, count, lengths, backbone)
         start = time.perf_counter()
         answers = engine.run()
         best = min(best, time.perf_counter() - start)
@@ -93,10 +96,12 @@ def ours(args: argparse.Namespace, works: list[Workload], count: int, lengths: t
     return {"tok_per_sec": args.requests * args.new_tokens / best, "answers": answers}
 
 
-def export(args: argparse.Namespace, work: Workload, folder: Path, count: int, lengths: tuple) -> list[PrefixFile]:
+def export(
+    args: argparse.Namespace, work: Workload, backbone: Backbone, folder: Path, count: int, lengths: tuple[int, ...]
+) -> list[PrefixFile]:
     """Write the prefixes that `Ours` has under the same numbers."""
-    engine = Ours(args, work, count, lengths)
-    files = [export_one(prompt.realise(engine.backbone), engine.backbone, folder) for prompt in engine.prompts]
+    engine = Ours(args, work, count, lengths, backbone)
+    files = [export_one(prompt.realise(backbone), backbone, folder) for prompt in engine.prompts]
     engine.close()
     return files
 
@@ -104,13 +109,12 @@ def export(args: argparse.Namespace, work: Workload, folder: Path, count: int, l
 def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """Return one line a case."""
     works = [Workload(args.requests, args.new_tokens, seed=seed) for seed in range(args.repeats + 1)]
-    engine = Ours(args, works[0], 0, ())
-    engine.backbone.model.save_pretrained(folder / "model")
-    engine.close()
+    backbone = gpt2_backbone(args)
+    backbone.model.save_pretrained(folder / "model")
     cases: dict[str, tuple[int, tuple[int, ...]]] = {"none": (0, ())}
     cases |= {f"{count}": (count, works[0].lengths) for count in args.forewords}
     cases["100 shared"] = (1, (SHARED,))
-    files = {name: export(args, works[0], folder / "prefixes", *case) for name, case in cases.items()}
+    files = {name: export(args, works[0], backbone, folder / "prefixes", *case) for name, case in cases.items()}
     bare = Vllm(args, folder / "model", None)
     lines = [{"forewords": "none, no connector", **turns(bare, works, [])}]
     bare.close()
@@ -118,7 +122,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     lines += [{"forewords": name, **turns(vllm, works, files[name])} for name in cases]
     vllm.close()
     torch.set_num_threads(args.threads)
-    beside = {name: ours(args, works, *case) for name, case in cases.items()}
+    beside = {name: ours(args, works, backbone, *case) for name, case in cases.items()}
     for line in lines:
         mine = beside[line["forewords"].split(",")[0]]
         line["of_no_connector"] = line["tok_per_sec"] / lines[0]["tok_per_sec"]

@@ -69,7 +69,7 @@ class PrefixShelf:
         self._columns = None
 
     def resize(self, places: int, like: PrefixKV) -> None:
-        """Give the shelf room for other many prefixes shaped as `like`, site by site, so that little is there twice.
+        """Give the shelf another number of places for prefixes as `like`, site by site, so that little is there twice.
 
         Memory may run out between two sites. Those that are done then have another number than the others, which harms
         nothing: `places` is what all of them have, and the next try goes on where this one ended.

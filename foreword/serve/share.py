@@ -1,4 +1,4 @@
-"""What the tokens of a step see of their rows' forewords: each stands in memory once, its tokens meet it all at once.
+"""What the tokens of a step see of their rows' forewords: all tokens of a foreword meet it at once.
 
 With many forewords these products are many and small, so what costs is what surrounds them. Therefore prefixes of one
 length that stand side by side (`serve/prefix_shelf.py`) are met in one product; the numbers of each run of tokens lie
