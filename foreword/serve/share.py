@@ -206,21 +206,24 @@ class Room:
 
     def score(self, site: Site) -> None:
         """Multiply queries with keys."""
-        for few, products in self._products:
-            with one_thread(few):
-                for product in products:
-                    if (state := product.source.columns.get(site)) is not None:
-                        torch.bmm(product.query, state[0], out=product.scores)
+        for product, state in self._at(site):
+            if state is not None:
+                torch.bmm(product.query, state[0], out=product.scores)
 
     def weigh(self, site: Site) -> None:
         """Multiply weights with values."""
+        for product, state in self._at(site):
+            if state is None:
+                product.out.zero_()
+            else:
+                torch.bmm(product.weights, state[1], out=product.out)
+
+    def _at(self, site: Site) -> Iterator[tuple[Product, tuple[Tensor, Tensor] | None]]:
+        """Yield each product with its keys and values at a site, while as many threads work as are best for it."""
         for few, products in self._products:
             with one_thread(few):
                 for product in products:
-                    if (state := product.source.columns.get(site)) is not None:
-                        torch.bmm(product.weights, state[1], out=product.out)
-                    else:
-                        product.out.zero_()
+                    yield product, product.source.columns.get(site)
 
     def pad(self, site: Site) -> Tensor:
         """Return all scores as [m, longest P]; the lowest number where a row has no prefix at the site."""
