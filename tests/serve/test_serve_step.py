@@ -13,6 +13,7 @@ from foreword.serve.capacity import Capacity
 from foreword.serve.loading import load
 from foreword.serve.partial import Partial, attention, merge, scaled, with_sinks
 from foreword.serve.pool import Lease
+from foreword.serve.prefix_shelf import FEWEST
 from foreword.serve.request import Request, Sampling, Ticket
 from foreword.serve.rows import LiveRow
 from foreword.serve.sampling import Sampler
@@ -199,6 +200,24 @@ def test_texts_read_in_runs_equal_texts_read_at_once(gpt2, step_tokens):
         assert row.made[: len(theirs)] == theirs  # ours goes on after EOS here
 
 
+@pytest.mark.parametrize("places", [0, 2, 100])
+def test_copies_of_prefixes_change_no_token_and_leave_with_their_rows(gpt2, places):
+    prompts = [drawn(gpt2, PromptSpec(length=length), number) for number, length in enumerate((9, 9, 9, 4, 4))]
+    leases = [row_of(gpt2, (5,), prompt, 1).lease for prompt in prompts]
+    limit = max(places * leases[0].prompt.prefix.num_bytes, 1)
+    runner = DecoderRunner(gpt2, Capacity(prefix_bytes=limit))
+    rows = [row_of(gpt2, tuple(range(5 + n, 12 + n)), None, 3 + n % 4) for n in range(12)]
+    for n, row in enumerate(rows):
+        row.lease = leases[n % 5]
+    assert all(runner.add(row) for row in rows)
+    assert (0 < runner.prefix_bytes <= limit) == (places > 0)
+    finish(runner, rows)
+    assert runner.prefix_bytes == 0
+    for n, row in enumerate(rows):
+        theirs = alone(gpt2)(row.source, prompts[n % 5], row.limit)
+        assert row.made[: len(theirs)] == theirs
+
+
 def test_memory_grows_with_forewords_not_with_rows(gpt2):
     prompt = drawn(gpt2, PromptSpec(length=200), 0)
     runner = DecoderRunner(gpt2, Capacity())
@@ -208,6 +227,7 @@ def test_memory_grows_with_forewords_not_with_rows(gpt2):
         row.lease = lease
         assert runner.add(row)
     with_prefix = runner.cache_bytes
+    assert runner.prefix_bytes == FEWEST * rows[0].prefix.num_bytes  # a shelf for one prefix and three more
     plain = DecoderRunner(gpt2, Capacity())
     assert all(plain.add(row_of(gpt2, (5, 6, 7), None, 4)) for _ in range(16))
     assert with_prefix == plain.cache_bytes
