@@ -20,7 +20,7 @@ from torch import Tensor
 from foreword.prompts.bank import PrefixKV, Site
 from foreword.prompts.inject import AttentionCall
 from foreword.serve.partial import LOWEST, Partial, merge, softmax_and_lse
-from foreword.serve.prefix_shelf import PrefixShelf
+from foreword.serve.prefix_shelf import SideBySide
 
 EMPTY = -1
 ALONE = 8
@@ -36,7 +36,7 @@ class Run:
         tokens: by prefix, the T places among the step's N tokens; `EMPTY` where it has fewer.
     """
 
-    source: PrefixShelf | PrefixKV
+    source: SideBySide | PrefixKV
     tokens: list[list[int]]
 
     @property
@@ -75,7 +75,7 @@ class Sharing:
 
 
 def gather(
-    tokens: dict[PrefixKV, list[int]], positions: list[int], shelves: Iterable[PrefixShelf], device: torch.device
+    tokens: dict[PrefixKV, list[int]], positions: list[int], shelves: Iterable[SideBySide], device: torch.device
 ) -> Sharing | None:
     """Return the runs of a step, None without any.
 
@@ -128,7 +128,7 @@ class Product:
         is_small: whether its products are done sooner by one thread.
     """
 
-    source: PrefixShelf | PrefixKV
+    source: SideBySide | PrefixKV
     query: Tensor
     out: Tensor
     scores: Tensor

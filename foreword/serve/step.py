@@ -16,7 +16,7 @@ from foreword.prompts.inject import activate
 from foreword.serve.attend import Decoding, Reading, StepAttention, StepLayout, Writing
 from foreword.serve.cache import KvCache, Shelf
 from foreword.serve.capacity import Capacity
-from foreword.serve.prefix_shelf import PrefixShelf, PrefixShelves
+from foreword.serve.prefix_shelf import PrefixShelves, SideBySide
 from foreword.serve.request import RequestError
 from foreword.serve.rows import INLINE, LiveRow
 from foreword.serve.share import gather
@@ -68,7 +68,8 @@ class DecoderRunner:
     def __init__(self, backbone: Backbone, capacity: Capacity) -> None:
         self._backbone, self._capacity = backbone, capacity
         self._cache = KvCache(backbone.geometry, backbone.device, backbone.dtype, capacity.cache_bytes)
-        self._prefixes = PrefixShelves(capacity.prefix_bytes)
+        sites = backbone.geometry.sites
+        self._prefixes = PrefixShelves(sites, backbone.device, backbone.dtype, capacity.prefix_bytes)
         self.rows: list[LiveRow] = []
         self.in_pass: list[LiveRow] = []
 
@@ -171,7 +172,7 @@ def check_start(row: LiveRow) -> None:
 
 
 def lay_out(
-    runs: list[tuple[LiveRow, int]], device: torch.device, shelves: Iterable[PrefixShelf] = ()
+    runs: list[tuple[LiveRow, int]], device: torch.device, shelves: Iterable[SideBySide] = ()
 ) -> tuple[StepLayout, Tensor]:
     """Return where everything lies, and [1, N] absolute positions.
 

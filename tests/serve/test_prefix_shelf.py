@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from foreword.geometry import SiteShape
 from foreword.prompts.bank import PrefixKV
-from foreword.serve.prefix_shelf import FEWEST, PrefixShelf, PrefixShelves
+from foreword.serve.cache import FEWEST, Shelf
+from foreword.serve.prefix_shelf import PrefixShelves
 
 HEADS, DEPTH, WIDTH = 2, 4, 3
 SITES = [("decoder", 0), ("decoder", 1)]
@@ -15,6 +17,11 @@ def prefix_of(number: float, length: int = 5, sites=SITES) -> PrefixKV:
         return torch.full((HEADS, length, width), number + more)
 
     return PrefixKV({site: (filled(DEPTH, 0.25), filled(WIDTH, 0.5)) for site in sites}, length)
+
+
+def shelves_of(limit_bytes: int) -> PrefixShelves:
+    shapes = dict.fromkeys(SITES, SiteShape(HEADS, DEPTH, WIDTH))
+    return PrefixShelves(shapes, torch.device("cpu"), torch.float32, limit_bytes)
 
 
 def size_of(length: int, sites: int = 2) -> int:
@@ -33,7 +40,7 @@ def check(shelves: PrefixShelves, running: list[PrefixKV]) -> None:
 
 
 def test_prefixes_stay_whole_when_others_come_and_go():
-    shelves, generator = PrefixShelves(1 << 20), torch.Generator().manual_seed(0)
+    shelves, generator = shelves_of(1 << 20), torch.Generator().manual_seed(0)
     kinds = [(5, SITES), (5, SITES[:1]), (2, SITES)]
     everybody = [prefix_of(number, *kinds[number % 3]) for number in range(24)]
     running: list[PrefixKV] = []
@@ -52,7 +59,7 @@ def test_prefixes_stay_whole_when_others_come_and_go():
 
 
 def test_rows_of_one_prefix_share_its_place():
-    shelves, one = PrefixShelves(1 << 20), prefix_of(1)
+    shelves, one = shelves_of(1 << 20), prefix_of(1)
     for _ in range(3):
         shelves.join(one)
     assert shelves.num_bytes == FEWEST * size_of(5)
@@ -64,7 +71,7 @@ def test_rows_of_one_prefix_share_its_place():
 
 
 def test_the_limit_holds_and_free_places_of_one_length_serve_another():
-    shelves = PrefixShelves(6 * size_of(5))
+    shelves = shelves_of(6 * size_of(5))
     first = [prefix_of(number) for number in range(5)]
     for prefix in first:
         shelves.join(prefix)
@@ -88,18 +95,18 @@ def test_the_limit_holds_and_free_places_of_one_length_serve_another():
 
 @pytest.mark.parametrize("after", [0, 1])
 def test_where_memory_runs_out_a_prefix_stands_nowhere_and_the_others_are_whole(monkeypatch, after):
-    shelves, few = PrefixShelves(1 << 20), [prefix_of(number) for number in range(FEWEST)]
+    shelves, few = shelves_of(1 << 20), [prefix_of(number) for number in range(FEWEST)]
     for prefix in few:
         shelves.join(prefix)
-    late, resize = prefix_of(7), PrefixShelf.resize
+    late, resize = prefix_of(7), PrefixShelves._resize
 
-    def scarce(self: PrefixShelf, places: int, like: PrefixKV) -> None:
-        part = PrefixKV(dict(list(like.states.items())[:after]), like.length)
-        resize(self, places, part)  # some sites are done when it happens
-        self.places = FEWEST
+    def scarce(self: PrefixShelves, shelf: Shelf, rows: int) -> None:
+        sites, shelf.sites = shelf.sites, shelf.sites[:after]
+        resize(self, shelf, rows)  # some sites are done when it happens
+        shelf.sites, shelf.rows = sites, FEWEST
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(PrefixShelf, "resize", scarce)
+    monkeypatch.setattr(PrefixShelves, "_resize", scarce)
     shelves.join(late)
     check(shelves, few)
     monkeypatch.undo()
@@ -114,6 +121,6 @@ def test_other_faults_are_told(monkeypatch):
     def broken(*_: object) -> None:
         raise ValueError("no such device")
 
-    monkeypatch.setattr(PrefixShelf, "resize", broken)
+    monkeypatch.setattr(PrefixShelves, "_resize", broken)
     with pytest.raises(ValueError, match="no such device"):
-        PrefixShelves(1 << 20).join(prefix_of(1))
+        shelves_of(1 << 20).join(prefix_of(1))

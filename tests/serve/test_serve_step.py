@@ -8,12 +8,11 @@ from torch import nn
 from foreword.prompts.bank import PrefixKV
 from foreword.prompts.inject import AttentionCall
 from foreword.prompts.spec import PromptSpec
-from foreword.serve.cache import KvCache, shelf_length
+from foreword.serve.cache import FEWEST, KvCache, shelf_length
 from foreword.serve.capacity import Capacity
 from foreword.serve.loading import load
 from foreword.serve.partial import Partial, attention, merge, scaled, with_sinks
 from foreword.serve.pool import Lease
-from foreword.serve.prefix_shelf import FEWEST
 from foreword.serve.request import Request, Sampling, Ticket
 from foreword.serve.rows import LiveRow
 from foreword.serve.sampling import Sampler

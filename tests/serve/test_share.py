@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foreword.geometry import SiteShape
 from foreword.prompts.bank import PrefixKV
 from foreword.prompts.inject import AttentionCall
 from foreword.serve.partial import LOWEST, Partial, scaled
@@ -34,7 +35,8 @@ def share(part: Sharing, site, query: Tensor, call: AttentionCall) -> tuple[Tens
 def sharing_of(
     prefixes: list[PrefixKV], members: list[list[int]], positions: list[int], side_by_side: bool = False
 ) -> Sharing:
-    shelves = PrefixShelves(1 << 30)
+    dtype = next((t.dtype for prefix in prefixes for pair in prefix.states.values() for t in pair), torch.float32)
+    shelves = PrefixShelves(dict.fromkeys(SITES, SiteShape(HEADS, DEPTH, WIDTH)), torch.device("cpu"), dtype, 1 << 30)
     for prefix in prefixes if side_by_side else ():
         shelves.join(prefix)
     return gather(dict(zip(prefixes, members, strict=True)), positions, shelves, torch.device("cpu"))
