@@ -2,6 +2,7 @@
 
     python benchmarks/pretraining_table.py runs/pretrain/foreword-decoder-* \
         --record benchmarks/records/DATE_pretraining --picture docs/results/pretraining.svg --title Decoders
+    python benchmarks/pretraining_table.py runs/pretrain/foreword-t5-20m-lm10 --kept OLD_RECORD.json foreword-t5-6m-lm10
 
 Compute is 6 × parameters (embeddings included, for they are the output matrix) × tokens; attention's own products are
 left out, and so is what a run went on from. In the picture: size against bits per byte, both axes logarithmic, with the
@@ -14,10 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from markupsafe import escape
+from transformers import AutoModelForSeq2SeqLM
 
 from foreword.data.files import write_atomic
 from foreword.pretrain.corpus import NATURAL_WEIGHTS
+from foreword.pretrain.measure import Ruler
+from foreword.pretrain.pack import open_stream
+from foreword.pretrain.tokenizer import load_tokenizer
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 380, 70, 210, 44, 50
 
@@ -39,6 +45,12 @@ def read_run(folder: Path) -> dict[str, Any]:
         "natural_mean": round(sum(natural) / len(natural), 4),
         "copy": {name: round(value, 4) for name, value in facts["copy"].items()},
     }
+
+
+def kept_runs(record: str, *names: str) -> dict[str, dict[str, Any]]:
+    """Return the figures of some runs of an earlier record, whose directories need not be there any more."""
+    found = json.loads(Path(record).read_text(encoding="utf-8"))
+    return {name: found[name] for name in names}
 
 
 def table(runs: dict[str, dict[str, Any]]) -> str:
@@ -113,15 +125,37 @@ def picture(runs: dict[str, dict[str, Any]], title: str) -> str:
     return "\n".join([*lines, "</svg>\n"])
 
 
+def span_table(folders: list[Path], data: Path, tokens: int = 32768) -> str:
+    """Return a Markdown table of bits per byte of the text that span corruption takes out, a column a T5."""
+    heldout = {path.stem: open_stream(path) for path in sorted((data / "heldout").glob("*.bin"))}
+    ruler = Ruler(load_tokenizer(data / "tokenizer"), heldout, context=512)
+    columns = []
+    for folder in folders:
+        model = AutoModelForSeq2SeqLM.from_pretrained(str(folder / "backbone"), dtype=torch.float32).eval()
+        with torch.no_grad():
+            columns.append([ruler.span_bits_per_byte(model, stream, tokens) for stream in heldout.values()])
+    head = ["", *(folder.name.removeprefix("foreword-") for folder in folders)]
+    rows = [[name, *(f"{bits:.3f}" for bits in found)] for name, *found in zip(heldout, *columns, strict=True)]
+    natural = [[c[i] for i, name in enumerate(heldout) if name in NATURAL_WEIGHTS] for c in columns]
+    rows.append(["mean of the natural sources", *(f"{sum(bits) / len(bits):.3f}" for bits in natural)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="run directories of `foreword pretrain`")
+    parser.add_argument("--kept", nargs="+", metavar=("RECORD", "RUN"), help="which runs of an earlier record to add")
+    parser.add_argument("--spans", type=Path, metavar="DATA", help="measure T5s by span corruption too, on these data")
     parser.add_argument("--record", type=Path, help="write FILE.json and FILE.txt")
     parser.add_argument("--picture", type=Path, help="write an SVG of the runs")
     parser.add_argument("--title", default="Backbones", help="whose picture it is")
     args = parser.parse_args()
-    runs = {folder.name: read_run(folder) for folder in args.runs}
+    runs = kept_runs(*args.kept) if args.kept else {}
+    runs |= {folder.name: read_run(folder) for folder in args.runs}
     print(text := table(runs))
+    if args.spans:
+        text += "\n\nBy span corruption:\n\n" + (more := span_table(args.runs, args.spans))
+        print(more)
     if args.record:
         write_atomic(args.record.with_suffix(".json"), json.dumps(runs, indent=1) + "\n")
         write_atomic(args.record.with_suffix(".txt"), text + "\n")

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from foreword.pretrain.batch import Batch, Loss, make_batch
+from foreword.pretrain.batch import Batch, Loss, make_batch, row_context
 from foreword.pretrain.copying.values import Lexicon, ValueMaker
 from foreword.pretrain.objectives import shift_right
 from foreword.pretrain.pack import GIVEN, read_row
-from foreword.pretrain.tokenizer import byte_lengths
+from foreword.pretrain.tokenizer import SENTINELS, byte_lengths
 
 _SPAN, _ROWS = 64, 8
 
@@ -53,6 +53,23 @@ class Ruler:
             batch = _text_batch(model, rows[start : start + _ROWS])
             nats += float(_losses(model, batch).sum())
             size += int(lengths[batch.targets[batch.targets >= 0]].sum())
+        return nats / math.log(2) / max(size, 1)
+
+    def span_bits_per_byte(self, model: PreTrainedModel, stream: np.ndarray, tokens: int) -> float:
+        """Return the bits per byte of the text that span corruption takes out of a stream; sentinels do not count.
+
+        What an encoder-decoder before its LM adaptation is to be judged by: running text is nothing it learned.
+        """
+        lengths, vocabulary = torch.from_numpy(byte_lengths(self.tokenizer)), model.config.vocab_size
+        context = min(row_context("span_corruption", self.context), len(stream) - 1)
+        rows = np.stack([read_row(stream, i, context, 0) for i in range(max(min(len(stream), tokens) // context, 1))])
+        rng, nats, size = np.random.default_rng(self.seed), 0.0, 0
+        for start in range(0, len(rows), _ROWS):
+            batch = make_batch("span_corruption", rows[start : start + _ROWS], rng, vocabulary)
+            targets = batch.targets.flatten()
+            text = (targets > 0) & (targets < vocabulary - SENTINELS)
+            nats += float(_losses(model, batch)[text].sum())
+            size += int(lengths[targets[text]].sum())
         return nats / math.log(2) / max(size, 1)
 
     def copy_scores(self, model: PreTrainedModel) -> dict[str, float]:
