@@ -15,7 +15,9 @@ the other; lanes go on at the same time and share the device:
     - [{recipe: t5-6m, until: 0.8}, {recipe: t5-6m-lm10, of: t5-6m, share: 0.1}]  # a share of that run's steps
 
 The decoders in docs/PRETRAINING.md were made by this script's first form, four lanes of 528 s: 60 M; 20 M; 6 M until
-0.52, t5-1.5m until 0.74 and 1.5 M to the end; t5-6m until 0.83.
+0.52, t5-1.5m until 0.74 and 1.5 M to the end; t5-6m until 0.83. The T5s of 6 M and 20 M: two lanes of 530 s, until 0.82
+and 0.87, each with both adaptations behind. Those wanted 138 s where some 70 were left; a second call with a plan of
+them alone, the same `--work` and `--sec` and a `--grace` below zero, made them from what lay there.
 """
 
 import argparse

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,12 @@ def test_adaptation_starts_from_the_recipe_beside_it():
             assert config.steps == base.steps * share // 100
 
 
-def test_all_recipes_have_one_mixture_and_the_bundled_tokenizer():
-    configs = [build(PretrainConfig, load_yaml(path)) for path in RECIPES]
-    assert len({json.dumps(to_dict(config.data)) for config in configs}) == 1
-    assert configs[0].data.tokenizer.name == next(iter(bundled_backbones()))
+def test_recipes_that_share_a_folder_share_its_mixture():
+    """Or the second to run would be refused; natural text and tokenizer are the same in all."""
+    data = [build(PretrainConfig, load_yaml(path)).data for path in RECIPES]
+    assert len({json.dumps(to_dict(d)) for d in data}) == len({d.folder for d in data}) == 2
+    assert len({json.dumps(to_dict(replace(d, folder=Path("any"), copying={}))) for d in data}) == 1
+    assert data[0].tokenizer.name == next(iter(bundled_backbones()))
 
 
 @pytest.mark.parametrize("name", bundled_backbones())
