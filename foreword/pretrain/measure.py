@@ -46,8 +46,7 @@ class Ruler:
     def bits_per_byte(self, model: PreTrainedModel, stream: np.ndarray, tokens: int) -> float:
         """Return the bits per byte of UTF-8 of a stream, read in rows that know nothing of each other."""
         lengths = torch.from_numpy(byte_lengths(self.tokenizer))
-        context = min(self.context, len(stream) - 1)
-        rows = np.stack([read_row(stream, i, context, 0) for i in range(max(min(len(stream), tokens) // context, 1))])
+        rows = _first_rows(stream, self.context, tokens)
         nats, size = 0.0, 0
         for start in range(0, len(rows), _ROWS):
             batch = _text_batch(model, rows[start : start + _ROWS])
@@ -61,8 +60,7 @@ class Ruler:
         What an encoder-decoder before its LM adaptation is to be judged by: running text is nothing it learned.
         """
         lengths, vocabulary = torch.from_numpy(byte_lengths(self.tokenizer)), model.config.vocab_size
-        context = min(row_context("span_corruption", self.context), len(stream) - 1)
-        rows = np.stack([read_row(stream, i, context, 0) for i in range(max(min(len(stream), tokens) // context, 1))])
+        rows = _first_rows(stream, row_context("span_corruption", self.context), tokens)
         rng, nats, size = np.random.default_rng(self.seed), 0.0, 0
         for start in range(0, len(rows), _ROWS):
             batch = make_batch("span_corruption", rows[start : start + _ROWS], rng, vocabulary)
@@ -111,6 +109,12 @@ class Ruler:
         logits = _logits(model, batch)[:, -wanted.shape[1] :]
         # Teacher-forced: all argmaxes right is the same as greedy decoding giving the value.
         return bool((logits.argmax(-1).cpu() == wanted).all())
+
+
+def _first_rows(stream: np.ndarray, context: int, tokens: int) -> np.ndarray:
+    """Return `[rows, context + 1]`, the rows of a stream's first `tokens`, at least one; a short stream is one row."""
+    context = min(context, len(stream) - 1)
+    return np.stack([read_row(stream, i, context, 0) for i in range(max(min(len(stream), tokens) // context, 1))])
 
 
 def _copy_case(rng: random.Random) -> tuple[str, str]:
