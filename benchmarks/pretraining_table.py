@@ -12,6 +12,7 @@ least-squares line.
 import argparse
 import json
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,6 @@ def read_run(folder: Path) -> dict[str, Any]:
     """Return the figures of one finished run directory."""
     facts = json.loads((folder / "backbone" / "pretraining.json").read_text(encoding="utf-8"))
     timing = json.loads((folder / "timing.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    natural = [bits for source, bits in facts["heldout"].items() if source in NATURAL_WEIGHTS]
     return {
         "parameters": facts["parameters"],
         "steps": facts["steps"],
@@ -42,9 +42,14 @@ def read_run(folder: Path) -> dict[str, Any]:
         "sec": timing["sec"],
         "device": facts["device"],
         "heldout": {name: round(bits, 4) for name, bits in sorted(facts["heldout"].items())},
-        "natural_mean": round(sum(natural) / len(natural), 4),
+        "natural_mean": round(natural_mean(facts["heldout"]), 4),
         "copy": {name: round(value, 4) for name, value in facts["copy"].items()},
     }
+
+
+def natural_mean(heldout: dict[str, float]) -> float:
+    """Return the mean of the bits of the natural sources."""
+    return mean(bits for source, bits in heldout.items() if source in NATURAL_WEIGHTS)
 
 
 def kept_runs(record: str, *names: str) -> dict[str, dict[str, Any]]:
@@ -64,6 +69,11 @@ def table(runs: dict[str, dict[str, Any]]) -> str:
     sources = sorted(set.intersection(*(set(runs[n]["heldout"]) for n in names)))
     rows += [[source, *(f"{runs[n]['heldout'][source]:.3f}" for n in names)] for source in sources]
     rows.append(["mean of the natural sources", *(f"{runs[n]['natural_mean']:.3f}" for n in names)])
+    return markdown(names, rows)
+
+
+def markdown(names: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table with a column a run."""
     head = ["", *(name.removeprefix("foreword-") for name in names)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
 
@@ -133,12 +143,10 @@ def span_table(folders: list[Path], data: Path, tokens: int = 32768) -> str:
     for folder in folders:
         model = AutoModelForSeq2SeqLM.from_pretrained(str(folder / "backbone"), dtype=torch.float32).eval()
         with torch.no_grad():
-            columns.append([ruler.span_bits_per_byte(model, stream, tokens) for stream in heldout.values()])
-    head = ["", *(folder.name.removeprefix("foreword-") for folder in folders)]
-    rows = [[name, *(f"{bits:.3f}" for bits in found)] for name, *found in zip(heldout, *columns, strict=True)]
-    natural = [[c[i] for i, name in enumerate(heldout) if name in NATURAL_WEIGHTS] for c in columns]
-    rows.append(["mean of the natural sources", *(f"{sum(bits) / len(bits):.3f}" for bits in natural)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+            columns.append({n: ruler.span_bits_per_byte(model, stream, tokens) for n, stream in heldout.items()})
+    rows = [[name, *(f"{bits[name]:.3f}" for bits in columns)] for name in heldout]
+    rows.append(["mean of the natural sources", *(f"{natural_mean(bits):.3f}" for bits in columns)])
+    return markdown([folder.name for folder in folders], rows)
 
 
 def main() -> None:

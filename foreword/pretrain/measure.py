@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,29 +46,28 @@ class Ruler:
 
     def bits_per_byte(self, model: PreTrainedModel, stream: np.ndarray, tokens: int) -> float:
         """Return the bits per byte of UTF-8 of a stream, read in rows that know nothing of each other."""
-        lengths = torch.from_numpy(byte_lengths(self.tokenizer))
-        rows = _first_rows(stream, self.context, tokens)
-        nats, size = 0.0, 0
-        for start in range(0, len(rows), _ROWS):
-            batch = _text_batch(model, rows[start : start + _ROWS])
-            nats += float(_losses(model, batch).sum())
-            size += int(lengths[batch.targets[batch.targets >= 0]].sum())
-        return nats / math.log(2) / max(size, 1)
+        batches = (_text_batch(model, part) for part in _parts(stream, self.context, tokens))
+        return self._bits(model, batches, model.config.vocab_size)
 
     def span_bits_per_byte(self, model: PreTrainedModel, stream: np.ndarray, tokens: int) -> float:
         """Return the bits per byte of the text that span corruption takes out of a stream; sentinels do not count.
 
         What an encoder-decoder before its LM adaptation is to be judged by: running text is nothing it learned.
         """
-        lengths, vocabulary = torch.from_numpy(byte_lengths(self.tokenizer)), model.config.vocab_size
-        rows = _first_rows(stream, row_context("span_corruption", self.context), tokens)
-        rng, nats, size = np.random.default_rng(self.seed), 0.0, 0
-        for start in range(0, len(rows), _ROWS):
-            batch = make_batch("span_corruption", rows[start : start + _ROWS], rng, vocabulary)
+        rng, vocabulary = np.random.default_rng(self.seed), model.config.vocab_size
+        parts = _parts(stream, row_context("span_corruption", self.context), tokens)
+        batches = (make_batch("span_corruption", part, rng, vocabulary) for part in parts)
+        return self._bits(model, batches, vocabulary - SENTINELS)
+
+    def _bits(self, model: PreTrainedModel, batches: Iterable[Batch], end: int) -> float:
+        """Return the bits per byte of the targets below the id `end`."""
+        lengths = torch.from_numpy(byte_lengths(self.tokenizer))
+        nats, size = 0.0, 0
+        for batch in batches:
             targets = batch.targets.flatten()
-            text = (targets > 0) & (targets < vocabulary - SENTINELS)
-            nats += float(_losses(model, batch)[text].sum())
-            size += int(lengths[targets[text]].sum())
+            counted = (targets >= 0) & (targets < end)
+            nats += float(_losses(model, batch)[counted].sum())
+            size += int(lengths[targets[counted]].sum())
         return nats / math.log(2) / max(size, 1)
 
     def copy_scores(self, model: PreTrainedModel) -> dict[str, float]:
@@ -111,10 +111,12 @@ class Ruler:
         return bool((logits.argmax(-1).cpu() == wanted).all())
 
 
-def _first_rows(stream: np.ndarray, context: int, tokens: int) -> np.ndarray:
-    """Return `[rows, context + 1]`, the rows of a stream's first `tokens`, at least one; a short stream is one row."""
+def _parts(stream: np.ndarray, context: int, tokens: int) -> Iterator[np.ndarray]:
+    """Yield batches `[rows, context + 1]` of a stream's first `tokens`, at least one row; a short stream is one row."""
     context = min(context, len(stream) - 1)
-    return np.stack([read_row(stream, i, context, 0) for i in range(max(min(len(stream), tokens) // context, 1))])
+    rows = [read_row(stream, i, context, 0) for i in range(max(min(len(stream), tokens) // context, 1))]
+    for start in range(0, len(rows), _ROWS):
+        yield np.stack(rows[start : start + _ROWS])
 
 
 def _copy_case(rng: random.Random) -> tuple[str, str]:
