@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from foreword.errors import BackboneError
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.bank import Site
-from foreword.prompts.inject import AttentionCall, activate, entrances, install
+from foreword.prompts.inject import activate, entrances, install
 
 KEY_CHOOSING_OPTIONS = ("indices", "block_indices", "sinks")
 

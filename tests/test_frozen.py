@@ -69,7 +69,7 @@ def test_soft_caps_and_biases_after_the_head_are_found():
 
 
 def test_bfloat16_training_on_a_cpu_is_as_exact_as_stock_attention(monkeypatch):
-    from foreword.prompts.inject import AttentionCall
+    from foreword.prompts.attention import AttentionCall
 
     def gradient(dtype, stock):
         with monkeypatch.context() as patch:

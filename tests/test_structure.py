@@ -26,6 +26,7 @@ ORDER = (
     "foreword.prompts.spec",
     "foreword.prompts.tables",
     "foreword.prompts.bank",
+    "foreword.prompts.attention",
     "foreword.prompts.inject",
     "foreword.frozen",
     "foreword.geometry",

@@ -17,6 +17,7 @@ from foreword.baselines.autoprompt.trigger import Trigger
 from foreword.config import check_seed
 from foreword.data.examples import encode_source, get_format
 from foreword.errors import ConfigError, PromptError
+from foreword.generate.cache import with_room
 from foreword.prompts.bank import PrefixKV
 from foreword.prompts.batch import Row, check_tokens, pack, place_inline, realise_all
 from foreword.prompts.inject import activate
@@ -194,12 +195,12 @@ def _generate_batch(
 ) -> list[list[int]]:
     """Return new ids of one batch, cut after the stopping token."""
     batch = pad(backbone, rows, realised, new_len=options.get("max_new_tokens") or 0)
-    inputs = dict(batch.inputs)
-    if "inputs_embeds" in inputs and not backbone.is_encoder_decoder:
+    if "inputs_embeds" in batch.inputs and not backbone.is_encoder_decoder:
         _check_embedded(options)
-    with activate(batch.injection):
+    inputs, injection = with_room(backbone, batch, options)
+    with activate(injection):
         if backbone.is_encoder_decoder:
-            inputs["encoder_outputs"] = backbone.model.get_encoder()(**inputs)
+            inputs["encoder_outputs"] = backbone.model.get_encoder()(**batch.inputs)
             for name in ("input_ids", "inputs_embeds"):
                 inputs.pop(name, None)
         fixed = {"pad_token_id": backbone.tokenizer.pad_token_id, "disable_compile": True}

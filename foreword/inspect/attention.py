@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 
 from foreword.backbone import Backbone, require_prefix
 from foreword.errors import PromptError
+from foreword.prompts.attention import AttentionCall, explicit_attention
 from foreword.prompts.bank import Site
 from foreword.prompts.batch import Row, place_inline
-from foreword.prompts.inject import Active, AttentionCall, activate, explicit_attention
+from foreword.prompts.inject import Active, activate
 from foreword.prompts.padded import pad, pad_targets
 from foreword.prompts.soft_prompt import Realised, SoftPrompt
 from foreword.shapes import Float

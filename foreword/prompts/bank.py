@@ -12,7 +12,7 @@ from torch import Tensor
 from foreword.shapes import BankKeys, Int, PrefixKeys
 
 if TYPE_CHECKING:
-    from foreword.prompts.inject import AttentionCall
+    from foreword.prompts.attention import AttentionCall
 
 Site = tuple[str, int]
 """`(stack, layer)` with stack in decoder, encoder, cross."""
@@ -82,9 +82,8 @@ class Bank:
         self.always_visible = torch.tensor([p.always_visible for p in self.prefixes], device=device)
         self._prefix = _stack([p.states for p in self.prefixes], device)
         self._infix = _stack([p.infix for p in self.prefixes], device)
-        self._has = {
-            site: torch.tensor([site in p.states for p in self.prefixes], device=device) for site in self._prefix
-        }
+        self._holders = {site: tuple(site in p.states for p in self.prefixes) for site in self._prefix}
+        self._has = {site: torch.tensor(held, device=device) for site, held in self._holders.items()}
 
     @cached_property
     def requires_grad(self) -> bool:
@@ -92,9 +91,18 @@ class Bank:
         pairs = (*self._prefix.values(), *self._infix.values())
         return any(t.requires_grad for pair in pairs for t in pair)
 
+    @property
+    def width(self) -> int:
+        """P_max: positions of every site's keys and values."""
+        return next((key.shape[2] for key, _ in self._prefix.values()), 0)
+
     def has_prefix(self, site: Site) -> bool:
         """Whether any prompt has keys and values at `site`."""
         return site in self._prefix
+
+    def holders(self, site: Site) -> tuple[bool, ...]:
+        """Return which of the U prompts have keys and values at `site`."""
+        return self._holders[site]
 
     def has_infix(self, site: Site) -> bool:
         """Whether any prompt has infix offsets at `site`."""

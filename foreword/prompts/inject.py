@@ -15,84 +15,38 @@ slots, and BART's learned positions count text only.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from foreword.errors import PromptError
+from foreword.prompts.attention import AttentionCall, is_visible, join_masks, lowest, prepend, widen
 from foreword.prompts.bank import Bank, RowLayout, Site
 
 IMPLEMENTATION = "foreword"
 
+MaskKind = tuple[tuple[bool, ...], int | None]
+"""What layers with the same mask have in common: which prompts have a prefix there, and the sliding window."""
 
-@dataclass(frozen=True)
-class AttentionCall:
-    """What Transformers hands to an attention function, in one piece.
 
-    `query` is [B, H, T, D], `key` and `value` [B, K, S, D]; `mask` is [B, 1, T, S] (bool or additive) or None;
-    `bias` is T5's relative position bias [1 or B, H, T, S] or None.
-    """
+class Front(Protocol):
+    """A cache layer that keeps room for prefixes in front of its text (`generate/cache.py`)."""
 
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    bias: Tensor | None
-    options: dict[str, Any]
+    def holds(self, key: Tensor, value: Tensor) -> bool:
+        """Whether a call's keys and values are this layer's, so that the room is before them."""
+        ...
 
-    @property
-    def site(self) -> Site | None:
-        """The `(stack, layer)` that `install` gave the module, or None."""
-        return getattr(self.module, "foreword_site", None)
-
-    @property
-    def window(self) -> int | None:
-        """The module's sliding window in tokens, or None for full attention."""
-        return self.options.get("sliding_window") or getattr(self.module, "sliding_window", None)
-
-    def run(self) -> tuple[Tensor, Tensor | None]:
-        """Return the stock attention's output [B, T, H, D] (and no weights)."""
-        options = dict(self.options)
-        mask = self.mask
-        if self.bias is not None:
-            mask, options["is_causal"] = self._mask_with_bias(), False
-        if options.get("softcap") is not None or options.get("s_aux") is not None or self._is_slow_in_sdpa():
-            return explicit_attention(dataclasses.replace(self, mask=mask))
-        return sdpa_attention_forward(self.module, self.query, self.key, self.value, mask, **options)
-
-    def with_explicit_mask(self) -> "AttentionCall":
-        """Return the call with a bool mask where SDPA would have relied on `is_causal`, so that it can be widened."""
-        causal = self.options.get("is_causal")
-        causal = getattr(self.module, "is_causal", True) if causal is None else causal
-        new_len, total_len = self.query.shape[2], self.key.shape[2]
-        mask = torch.ones(1, 1, new_len, total_len, dtype=torch.bool, device=self.query.device)
-        if causal and new_len > 1:
-            mask = mask.tril(total_len - new_len)
-        return dataclasses.replace(self, mask=mask, options={**self.options, "is_causal": False})
-
-    def _is_slow_in_sdpa(self) -> bool:
-        """Training in bfloat16 on a CPU: SDPA's backward takes four times as long as plain products (short texts)."""
-        trains = torch.is_grad_enabled() and (self.query.requires_grad or self.key.requires_grad)
-        is_bf16 = self.query.dtype == torch.bfloat16 and self.query.device.type == "cpu"
-        return trains and is_bf16 and self.key.shape[2] <= 1024  # plain products keep [B, H, T, S]
-
-    def _mask_with_bias(self) -> Tensor:
-        call = self if self.mask is not None or self.query.shape[2] == 1 else self.with_explicit_mask()
-        if call.mask is None:
-            return self.bias.to(self.query.dtype)
-        if call.mask.dtype == torch.bool:
-            lowest = torch.finfo(self.query.dtype).min
-            return torch.where(call.mask, self.bias, lowest).to(self.query.dtype)
-        return (self.bias + call.mask).to(self.query.dtype)
+    def with_front(self, prefixes: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return the layer's keys and values [B, K, P + S, D] from the prefixes [B, K, P, D] on."""
+        ...
 
 
 class Active(Protocol):
@@ -190,6 +144,8 @@ class Injection:
         layout: for packed batches, where each group's tokens lie; None for padded ones.
         infix_start: [B] text position of the first infix token, -1 for none; None where no row has an infix.
         positions: [B, T] absolute positions of this forward's queries (filled by the hook).
+        fronts: by site, cache layers that keep the prefixes before the text, so that they need not be copied there.
+        masks: of the running forward pass, by kind of layer: the text's mask and the one that was made of it.
     """
 
     bank: Bank
@@ -197,6 +153,8 @@ class Injection:
     layout: RowLayout | None = None
     infix_start: Tensor | None = None
     positions: Tensor | None = None
+    fronts: Mapping[Site, Front] = field(default_factory=dict)
+    masks: dict[MaskKind, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
 
     @property
     def prompt_len(self) -> Tensor:
@@ -214,7 +172,7 @@ class Injection:
             shifted = text + self.prompt_len[self.layout.group_of_token][None]
         else:
             shifted = text + self._per_row(self.prompt_len, text.shape[0])[:, None]
-        return dataclasses.replace(self, positions=shifted), {**kwargs, "position_ids": shifted}
+        return dataclasses.replace(self, positions=shifted, masks={}), {**kwargs, "position_ids": shifted}
 
     def _text_positions(self, kwargs: dict[str, Any]) -> Tensor:
         """[B, T] positions counted from the first text token: as given, else from the mask, else from the cache."""
@@ -256,15 +214,35 @@ class Injection:
         return (output if self.layout is None else self.layout.repack(output)), weights
 
     def _add_prefix(self, call: AttentionCall, slots: Tensor) -> AttentionCall:
-        key, value = self.bank.rows(call.site, slots, call.key.dtype)
-        index = torch.arange(key.shape[2], device=slots.device)
+        prefixes = partial(self.bank.rows, call.site, slots, call.key.dtype)
+        front = self.fronts.get(call.site)
+        if front is not None and front.holds(call.key, call.value):
+            key, value = front.with_front(prefixes)
+        else:
+            key, value = (torch.cat(pair, 2) for pair in zip(prefixes(), (call.key, call.value), strict=True))
+        return widen(call, key, value, self._mask_with_prefix(call, slots))
+
+    def _mask_with_prefix(self, call: AttentionCall, slots: Tensor) -> Tensor | None:
+        """Return the widened mask, made once for all layers of a forward pass that share the text's mask."""
+        kind = (self.bank.holders(call.site), call.window)
+        given, made = self.masks.get(kind, (None, None))
+        if given is not call.mask:
+            made = join_masks(self._visible(call, slots), call.mask)
+            if call.query.shape[2] == 1 and made.device.type == "cpu" and made.dtype == torch.bool and made.all():
+                made = None  # SDPA is faster without; on a GPU asking would make it wait
+            self.masks[kind] = (call.mask, made)
+        return made
+
+    def _visible(self, call: AttentionCall, slots: Tensor) -> Tensor:
+        """[B, 1, T, P] which queries see which position of their row's prefix."""
+        index = torch.arange(self.bank.width, device=slots.device)
         visible = index < self.bank.site_lengths(call.site, slots)[:, None]
         visible = visible[:, None, None].expand(-1, 1, call.query.shape[2], -1)
         if call.window is not None and self.positions is not None:
             positions = self.positions if self.layout is None else self.layout.pad(self.positions[0])
             inside = positions[:, None, :, None] - index < call.window
             visible = visible & (inside | self.bank.always_visible[slots.clamp(min=0)][:, None, None, None])
-        return _prepend(call, key, value, visible)
+        return visible
 
     def _add_infix(self, call: AttentionCall, slots: Tensor, start: Tensor) -> AttentionCall:
         """Show queries after the infix its keys and values with the offset added, instead of the plain ones.
@@ -284,14 +262,14 @@ class Injection:
         key = call.key.gather(2, gather) + offset_key
         value = call.value.gather(2, gather[..., :1].expand(-1, -1, -1, call.value.shape[3])) + offset_value
         after = query_at >= (first + lengths)[:, None]
-        seen = _is_visible(call.mask).expand(len(start), -1, call.query.shape[2], -1)
+        seen = is_visible(call.mask).expand(len(start), -1, call.query.shape[2], -1)
         seen = seen.gather(3, where[:, None, None].expand(-1, 1, call.query.shape[2], -1))
         visible = seen & (held[:, None] & after[:, :, None])[:, None]
         keys = torch.arange(call.key.shape[2], device=start.device)
         plain = (keys >= first[:, None]) & (keys < (first + lengths)[:, None])
         hide = (plain[:, None] & after[:, :, None])[:, None]
-        mask = call.mask & ~hide if call.mask.dtype == torch.bool else call.mask.masked_fill(hide, _lowest(call.mask))
-        return _prepend(dataclasses.replace(call, mask=mask), key, value, visible)
+        mask = call.mask & ~hide if call.mask.dtype == torch.bool else call.mask.masked_fill(hide, lowest(call.mask))
+        return prepend(dataclasses.replace(call, mask=mask), key, value, visible)
 
     def _first_key(self, query_at: Tensor) -> Tensor:
         """[B] key index of each row's text position 0: its left padding, less what a sliding cache has dropped."""
@@ -303,7 +281,7 @@ class Injection:
 
     def _query_index(self, call: AttentionCall) -> Tensor:
         """[B, T] key index at which each query stands: its last visible key (attention is causal here)."""
-        visible = _is_visible(call.mask)[:, 0]
+        visible = is_visible(call.mask)[:, 0]
         index = torch.arange(visible.shape[-1], device=visible.device)
         at = torch.where(visible, index, -1).amax(-1)
         return at.expand(call.query.shape[0], -1)
@@ -351,49 +329,3 @@ def _refuse_lossy_checkpoint(model: PreTrainedModel) -> None:
             f"{type(model).__name__} hands no keyword arguments to its attention, so gradient checkpointing would "
             "recompute layers without the prompt; turn gradient checkpointing off for this model"
         )
-
-
-def _prepend(call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor) -> AttentionCall:
-    """Return the call with P more keys in front: `visible` [B, 1, T, P] says which query sees which."""
-    mask = call.mask.expand(visible.shape[0], -1, -1, -1)
-    if mask.dtype != torch.bool:
-        visible = torch.zeros_like(visible, dtype=mask.dtype).masked_fill(~visible, _lowest(mask))
-    bias = call.bias
-    if bias is not None:
-        bias = torch.cat([bias.new_zeros(*bias.shape[:-1], key.shape[2]), bias], -1)
-    return dataclasses.replace(
-        call,
-        key=torch.cat([key, call.key], 2),
-        value=torch.cat([value, call.value], 2),
-        mask=torch.cat([visible, mask], -1),
-        bias=bias,
-        options={**call.options, "is_causal": False},
-    )
-
-
-def _is_visible(mask: Tensor) -> Tensor:
-    """Return a bool or additive mask as bool."""
-    return mask if mask.dtype == torch.bool else mask == 0
-
-
-def _lowest(mask: Tensor) -> float:
-    return torch.finfo(mask.dtype).min
-
-
-def explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """Attention with what SDPA does not offer: tanh soft-capping of the scores (Gemma 2), sinks [H] (gpt-oss)."""
-    groups = call.query.shape[1] // call.key.shape[1]
-    key, value = (t.repeat_interleave(groups, 1) if groups > 1 else t for t in (call.key, call.value))
-    cap, sinks, scaling = (call.options.get(name) for name in ("softcap", "s_aux", "scaling"))
-    scaling = call.query.shape[-1] ** -0.5 if scaling is None else scaling
-    exact = call.query.dtype == torch.bfloat16 and call.query.device.type == "cpu"  # and no slower there
-    dtype = torch.float32 if exact else call.query.dtype
-    scores = (call.query.to(dtype) * scaling) @ key.to(dtype).transpose(2, 3)
-    if cap is not None:
-        scores = torch.tanh(scores / cap) * cap
-    mask = call.mask if call.mask is not None else call.with_explicit_mask().mask
-    scores = scores + (torch.where(mask, 0.0, _lowest(scores)).to(dtype) if mask.dtype == torch.bool else mask)
-    if sinks is not None:
-        scores = torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(call.query.dtype)[..., : key.shape[2]]
-    return (weights @ value).transpose(1, 2).contiguous(), weights

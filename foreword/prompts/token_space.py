@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from foreword.backbone import Backbone
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.bank import Site
-from foreword.prompts.inject import AttentionCall, activate
+from foreword.prompts.inject import activate
 from foreword.prompts.soft_prompt import SoftPrompt
 
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.bank import Site
-from foreword.prompts.inject import AttentionCall
 from foreword.serve.cache import Shelf
 from foreword.serve.partial import Partial, attention, scaled, with_sinks
 from foreword.serve.share import Sharing, add_prefixes

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from foreword.prompts.inject import AttentionCall
+from foreword.prompts.attention import AttentionCall
 
 LOWEST = torch.finfo(torch.float32).min
 

@@ -17,8 +17,8 @@ from itertools import accumulate, groupby, pairwise
 import torch
 from torch import Tensor
 
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.bank import PrefixKV, Site
-from foreword.prompts.inject import AttentionCall
 from foreword.serve.partial import LOWEST, Partial, merge, softmax_and_lse
 from foreword.serve.prefix_shelf import SideBySide
 

@@ -11,8 +11,8 @@ from foreword.compose.vote import majority
 from foreword.data.examples import encode_source, encode_target, get_format
 from foreword.errors import ConfigError, PromptError
 from foreword.evaluate.subject import Subject
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.batch import Row
-from foreword.prompts.inject import AttentionCall
 from foreword.prompts.spec import PromptSpec
 from foreword.tasks.task import GenerationLimits
 from foreword.train.loss import target_loss

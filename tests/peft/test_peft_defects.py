@@ -18,8 +18,8 @@ from foreword.artifact import load_prompt, save_prompt
 from foreword.backbone import wrap_backbone
 from foreword.generate import generate, logits
 from foreword.generate.offline import generate_ids
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.batch import Row
-from foreword.prompts.inject import AttentionCall
 from foreword.prompts.spec import PromptSpec
 from foreword.train.loss import target_loss
 

@@ -5,8 +5,8 @@ import torch
 from serving import alone, drawn, many_forewords
 from torch import nn
 
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.bank import PrefixKV
-from foreword.prompts.inject import AttentionCall
 from foreword.prompts.spec import PromptSpec
 from foreword.serve.cache import FEWEST, KvCache, shelf_length
 from foreword.serve.capacity import Capacity

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from foreword.geometry import SiteShape
+from foreword.prompts.attention import AttentionCall
 from foreword.prompts.bank import PrefixKV
-from foreword.prompts.inject import AttentionCall
 from foreword.serve.partial import LOWEST, Partial, scaled
 from foreword.serve.prefix_shelf import PrefixShelves
 from foreword.serve.share import EMPTY, Sharing, gather, one_thread
