@@ -52,3 +52,15 @@ def test_learning_curves_fall(script, tmp_path):
     if script == "init_fit.py":
         errors = {line["start"]: line["fit_error"] for line in result["lines"]}
         assert errors["exact least squares"] < 1e-5 < errors["regression, 500 steps"]
+
+
+@pytest.mark.slow
+def test_generate_throughput_compares_equal_answers(tmp_path):
+    pytest.importorskip("peft")
+    options = ["--rows", 3, "--new-tokens", 4, "--source-tokens", 8, "--repeats", 1, "--beams", 2]
+    result, printed = run("generate_throughput.py", *options, "--record", tmp_path / "record")
+    assert [line["contender"] for line in result["lines"]] == ["foreword", "stock cache", "peft"]
+    assert all(line["equal"] == 3 for line in result["lines"])
+    assert all(0 < line["of_ceiling"] < 1 for line in result["lines"])
+    assert json.loads((tmp_path / "record.json").read_text()) == result
+    assert (tmp_path / "record.txt").read_text() in printed
