@@ -84,25 +84,29 @@ class RoomyLayer(DynamicLayer):
     def follow(self, rows: Tensor, beams: Tensor) -> None:
         """Let each of these rows go on from what another beam of its source has generated."""
         stop = self.front + self.get_seq_length()
-        for store in self.stores if stop > self.shared and len(rows) else ():
+        if not self.is_initialized or stop == self.shared or len(rows) == 0:
+            return
+        for store in self.stores:
             part = store[:, :, self.shared : stop]
-            part.index_copy_(0, rows, part.index_select(0, beams))
+            part.index_copy_(0, rows.to(store.device), part.index_select(0, beams.to(store.device)))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder rows that need not be beams of one source."""
-        self._take(beam_idx.to(self.stores[0].device))
+        self._take(lambda store: store.index_select(0, beam_idx.to(store.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every row."""
-        self._take(torch.arange(len(self.stores[0]), device=self.device).repeat_interleave(repeats))
+        self._take(lambda store: store.repeat_interleave(repeats, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only these rows."""
-        self._take(torch.arange(len(self.stores[0]), device=self.device)[indices])
+        self._take(lambda store: store[indices])
 
-    def _take(self, rows: Tensor) -> None:
+    def _take(self, rows: Callable[[Tensor], Tensor]) -> None:
+        if not self.is_initialized:
+            return
         length = self.get_seq_length()
-        self.stores = tuple(store.index_select(0, rows) for store in self.stores)
+        self.stores = tuple(rows(store) for store in self.stores)
         self.shared = 0  # neighbours may have different sources now
         self._show(length)
 
@@ -134,7 +138,7 @@ class RoomyCache(DynamicCache):
         is_within = torch.equal(beam_idx // self.beams, here // self.beams)
         for layer in self.layers:
             if isinstance(layer, RoomyLayer) and is_within:
-                layer.follow(moved.to(layer.device), beam_idx[moved].to(layer.device))
+                layer.follow(moved, beam_idx[moved])
             else:
                 layer.reorder_cache(beam_idx)
 
@@ -161,6 +165,7 @@ def with_room(
 
 
 def _make_cache(backbone: Backbone, front: int, options: Mapping[str, Any]) -> Cache | None:
+    options = {**backbone.model.generation_config.to_dict(), **options}
     if options.get("use_cache") is False or any(options.get(name) is not None for name in STOCK):
         return None
     config = backbone.model.config.get_text_config(decoder=True)

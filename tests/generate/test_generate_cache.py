@@ -1,5 +1,8 @@
 """The cache of `generate`: it holds what Transformers' holds, in any order of calls, with prefixes in front once."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from backbones import make
@@ -134,6 +137,23 @@ def test_options_with_a_cache_of_their_own_keep_it(family, backbone_of):
         assert "past_key_values" not in inputs
         assert injection is batch.injection
     assert "past_key_values" in with_room(backbone, batch, {})[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "t5"])
+def test_a_model_whose_own_settings_want_no_cache_gets_none(family, backbone_of):
+    backbone = dataclasses.replace(backbone_of(family), model=copy.deepcopy(backbone_of(family).model))
+    prompts, options = [drawn_prompt(backbone), None, drawn_prompt(backbone, 1)], {"max_new_tokens": 5}
+    with_cache = generate_ids(backbone, ROWS, prompts, **options)
+    backbone.model.generation_config.use_cache = False
+    assert "past_key_values" not in with_room(backbone, pad(backbone, ROWS, [None] * 3), options)[0]
+    assert generate_ids(backbone, ROWS, prompts, **options) == with_cache
+
+
+def test_a_cache_that_nobody_has_filled_can_be_reordered(config):
+    cache = RoomyCache(config, front=3, room=2, beams=2)
+    for order in ([1, 0, 2, 3], [3, 2, 1, 0]):
+        cache.reorder_cache(torch.tensor(order))
+    assert cache.get_seq_length() == 0
 
 
 def test_a_model_without_attention_keeps_its_own_cache():
