@@ -102,6 +102,11 @@ class RoomyLayer(DynamicLayer):
         """Keep only these rows."""
         self._take(lambda store: store[indices])
 
+    def reset(self) -> None:
+        """Forget the text; Transformers 5.16 would keep its length, with zeros."""
+        self.keys = self.values = self.stores = None
+        self.is_initialized = False
+
     def _take(self, rows: Callable[[Tensor], Tensor]) -> None:
         if not self.is_initialized:
             return
