@@ -34,6 +34,7 @@ def make_parser(description: str | None = __doc__) -> argparse.ArgumentParser:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--no-untouched", action="store_true", help="leave the untouched backbone's row out")
     parser.add_argument("--score", action="store_true", help="only score predictions that are there")
+    parser.add_argument("--resamples", type=int, default=1000, help="of the intervals in each run's scores.json")
     parser.add_argument("--record", type=Path, help="write the table's figures there as JSON")
     return parser
 
@@ -91,7 +92,7 @@ def score(recipe: Path, options: argparse.Namespace) -> list[dict[str, float]]:
         task = get_task(load_yaml(recipe)["task"])
         rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
         by_id = {record.id: record for record in task.load(options.split)}
-        scores = score_rows(task, rows, by_id, options.split)
+        scores = score_rows(task, rows, by_id, options.split, options.resamples)
         old = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         write_scores(folder, scores, extra={key: old[key] for key in ("subject", "forgetting", "others")})
         found.append(scores.metrics | parts(task, rows, options.split))
