@@ -68,14 +68,12 @@ class AttentionCall:
         if call.mask is None:
             return self.bias.to(self.query.dtype)
         if call.mask.dtype == torch.bool:
-            lowest = torch.finfo(self.query.dtype).min
-            return torch.where(call.mask, self.bias, lowest).to(self.query.dtype)
+            return torch.where(call.mask, self.bias, lowest(self.query)).to(self.query.dtype)
         return (self.bias + call.mask).to(self.query.dtype)
 
 
-def prepend(call: AttentionCall, key: Tensor, value: Tensor, visible: Tensor) -> AttentionCall:
-    """Return the call with keys and values [B, K, P, D] before its own: `visible` [B, 1, T, P] says who sees them."""
-    mask = join_masks(visible, call.mask)
+def prepend(call: AttentionCall, key: Tensor, value: Tensor, mask: Tensor | None) -> AttentionCall:
+    """Return the call with keys and values [B, K, P, D] before its own, and the mask of them all."""
     return widen(call, torch.cat([key, call.key], 2), torch.cat([value, call.value], 2), mask)
 
 
@@ -102,9 +100,9 @@ def is_visible(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask == 0
 
 
-def lowest(mask: Tensor) -> float:
-    """Return the number that hides a key in an additive mask."""
-    return torch.finfo(mask.dtype).min
+def lowest(like: Tensor) -> float:
+    """Return the number that hides a key in an additive mask of this dtype."""
+    return torch.finfo(like.dtype).min
 
 
 def explicit_attention(call: AttentionCall) -> tuple[Tensor, Tensor]:

@@ -215,12 +215,11 @@ class Injection:
 
     def _add_prefix(self, call: AttentionCall, slots: Tensor) -> AttentionCall:
         prefixes = partial(self.bank.rows, call.site, slots, call.key.dtype)
+        mask = self._mask_with_prefix(call, slots)
         front = self.fronts.get(call.site)
         if front is not None and front.holds(call.key, call.value):
-            key, value = front.with_front(prefixes)
-        else:
-            key, value = (torch.cat(pair, 2) for pair in zip(prefixes(), (call.key, call.value), strict=True))
-        return widen(call, key, value, self._mask_with_prefix(call, slots))
+            return widen(call, *front.with_front(prefixes), mask)
+        return prepend(call, *prefixes(), mask)
 
     def _mask_with_prefix(self, call: AttentionCall, slots: Tensor) -> Tensor | None:
         """Return the widened mask, made once for all layers of a forward pass that share the text's mask."""
@@ -269,7 +268,7 @@ class Injection:
         plain = (keys >= first[:, None]) & (keys < (first + lengths)[:, None])
         hide = (plain[:, None] & after[:, :, None])[:, None]
         mask = call.mask & ~hide if call.mask.dtype == torch.bool else call.mask.masked_fill(hide, lowest(call.mask))
-        return prepend(dataclasses.replace(call, mask=mask), key, value, visible)
+        return prepend(call, key, value, join_masks(visible, mask))
 
     def _first_key(self, query_at: Tensor) -> Tensor:
         """[B] key index of each row's text position 0: its left padding, less what a sliding cache has dropped."""
